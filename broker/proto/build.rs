@@ -1,0 +1,27 @@
+//! Compiles the `.proto` files with a compiler written in Rust, so that a build needs no `protoc`.
+
+use std::{env, error::Error, fs, path::Path};
+
+use prost::Message;
+
+const PROTOS: [&str; 5] = [
+    "millrace/v1/record.proto",
+    "millrace/v1/error.proto",
+    "millrace/v1/producer.proto",
+    "millrace/v1/consumer.proto",
+    "millrace/v1/metadata.proto",
+];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo::rerun-if-changed=proto");
+    let descriptors = protox::compile(PROTOS, ["proto"])?;
+    let out = env::var("OUT_DIR")?;
+    fs::write(
+        Path::new(&out).join("descriptors.bin"),
+        descriptors.encode_to_vec(),
+    )?;
+    tonic_prost_build::configure()
+        .bytes(".")
+        .compile_fds(descriptors)?;
+    Ok(())
+}
