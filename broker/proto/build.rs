@@ -22,6 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     )?;
     tonic_prost_build::configure()
         .bytes(".")
+        .codec_path("crate::codec::ReservingCodec")
         .compile_fds(descriptors)?;
     Ok(())
 }

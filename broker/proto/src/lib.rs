@@ -3,6 +3,8 @@
 //! `bytes` fields are [`bytes::Bytes`](https://docs.rs/bytes), so that a record batch is never copied between the
 //! received message and where it goes.
 
+pub mod codec;
+
 /// Package `millrace.v1`.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
 pub mod v1 {
