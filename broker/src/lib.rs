@@ -1,0 +1,21 @@
+//! The Millrace broker, from the bottom up, each module knowing only those before it: [`storage`] keeps record batches in RocksDB,
+//! [`coordination`] knows the cluster, [`topics`] brings declared topics about, [`observe`] shows what happens,
+//! [`service`] is gRPC in front. `main` wires them. The batch format is the crate `millrace-record`, since clients
+//! make batches too.
+
+pub mod config;
+pub mod coordination;
+pub mod observe;
+pub mod service;
+pub mod storage;
+pub mod topics;
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Milliseconds since the Unix epoch.
+fn now_ms() -> i64 {
+    let since_epoch = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX)
+}

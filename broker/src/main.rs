@@ -1,0 +1,152 @@
+//! The broker's program: reads the configuration, wires the parts, stops in order on SIGTERM.
+
+use std::{io::IsTerminal, net::SocketAddr, process::ExitCode, sync::Arc};
+
+use clap::Parser;
+use millrace_broker::{
+    config::Config,
+    coordination,
+    observe::{self, Metrics},
+    service::{self, Broker, ServeError},
+    storage::{StorageError, Store},
+    topics::{self, TopicsError},
+};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+use tracing_subscriber::EnvFilter;
+
+/// Also serves RocksDB's allocations: one allocator with one idea of what memory can be given back.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+#[derive(Debug, thiserror::Error)]
+enum StartError {
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    #[error(transparent)]
+    Topics(#[from] TopicsError),
+    #[error(
+        "can't listen on {address}: {source}; is another broker running? Choose another with {flag}"
+    )]
+    Listen {
+        address: SocketAddr,
+        flag: &'static str,
+        source: std::io::Error,
+    },
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    #[error("the process can't be set up: {0}")]
+    Process(#[from] std::io::Error),
+}
+
+fn main() -> ExitCode {
+    let config = Config::parse();
+    init_log(&config);
+    raise_open_files();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    match runtime
+        .map_err(StartError::from)
+        .and_then(|runtime| runtime.block_on(run(config)))
+    {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(config: Config) -> Result<(), StartError> {
+    let service_options = config.service();
+    let storage_options = config.storage();
+    info!(data = %config.data.display(), durability = %config.durability, "opening the store");
+    let (store, report) = Store::open(storage_options)?;
+    info!(store = %report.store_id, incarnation = report.incarnation, "store opened: {report}");
+    let result = serve(&config, &service_options, &store).await;
+    let closing = store.clone();
+    let _ = tokio::task::spawn_blocking(move || closing.close()).await;
+    if result.is_ok() {
+        info!("stopped");
+    }
+    result
+}
+
+async fn serve(
+    config: &Config,
+    options: &millrace_broker::config::ServiceOptions,
+    store: &Arc<Store>,
+) -> Result<(), StartError> {
+    let stop = CancellationToken::new();
+    if let Some(path) = config.topics.clone() {
+        topics::apply(store, &path)?;
+        tokio::spawn(topics::follow(store.clone(), path, stop.clone()));
+    }
+    let metrics = Metrics::new(store.clone());
+    let listener = listen(config.listen, "--listen").await?;
+    let observer = listen(config.metrics_listen, "--metrics-listen").await?;
+    let address = match &config.advertise {
+        Some(address) => address.clone(),
+        None => listener.local_addr()?.to_string(),
+    };
+    tokio::spawn(observe::serve(
+        observer,
+        store.clone(),
+        metrics.clone(),
+        stop.clone(),
+    ));
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let stopper = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => info!("SIGTERM: stopping"),
+            _ = interrupt.recv() => info!("SIGINT: stopping"),
+        }
+        stopper.cancel();
+    });
+    let identity = coordination::standalone(store, address.clone());
+    let broker = Broker::new(store.clone(), identity, metrics, options, stop);
+    let topics = store.topics();
+    let partitions: usize = topics.iter().map(|topic| topic.partitions.len()).sum();
+    info!(%address, topics = topics.len(), partitions, metrics = %config.metrics_listen, "ready");
+    Ok(service::serve(broker, listener, options).await?)
+}
+
+async fn listen(address: SocketAddr, flag: &'static str) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| StartError::Listen {
+            address,
+            flag,
+            source,
+        })
+}
+
+fn init_log(config: &Config) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    if config.log_json {
+        log.json().init()
+    } else {
+        log.init()
+    }
+}
+
+/// Connections and files take descriptors; the soft limit is often 1,024 where the hard one is far higher.
+fn raise_open_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of open files could not be raised");
+    }
+}

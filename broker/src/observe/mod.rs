@@ -1,0 +1,7 @@
+//! What operators see of a broker: metrics, and whether it is alive and ready.
+
+mod http;
+mod metrics;
+
+pub use http::serve;
+pub use metrics::{ConnectionGauge, Method, Metrics};

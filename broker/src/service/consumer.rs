@@ -1,0 +1,394 @@
+//! Fetch and list offsets.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use millrace_proto::v1::{
+    self, ErrorReason, FetchFormat, FetchPartition, FetchRequest, FetchResponse, FetchResult,
+    Header, ListOffsetsRequest, ListOffsetsResponse, OffsetQuery, OffsetResult,
+    consumer_service_server::ConsumerService, offset_query::Spec,
+};
+use millrace_record::{BatchHeader, DecodeLimits};
+use tokio::{sync::Notify, time::Instant};
+use tonic::{Request, Response, Status};
+
+use super::{
+    Broker, connection::ConnectionInfo, error::ApiError, memory::ResponseMemory,
+    producer::check_partition_count,
+};
+use crate::{
+    observe::Method,
+    storage::{ReadBatches, StoredPartition},
+};
+
+/// The most bytes that one response carries, whatever the request asks for.
+pub(super) const MAX_FETCH_BYTES: usize = 8 << 20;
+/// What a response carries if it is made of plain records: stubs refuse messages beyond 4 MiB unless told otherwise.
+const MAX_RECORD_BYTES: usize = 2 << 20;
+const MAX_WAIT: Duration = Duration::from_secs(60);
+
+/// The consumer service.
+pub(super) struct Consumer {
+    pub(super) broker: Arc<Broker>,
+}
+
+/// One partition of a fetch request.
+struct Wanted {
+    topic: String,
+    partition: i32,
+    offset: i64,
+    max_bytes: usize,
+    log: Result<StoredPartition, ApiError>,
+}
+
+/// What a request found, and how much.
+struct Found {
+    results: Vec<FetchResult>,
+    bytes: usize,
+    errors: Vec<ApiError>,
+}
+
+#[tonic::async_trait]
+impl ConsumerService for Consumer {
+    async fn fetch(
+        &self,
+        request: Request<FetchRequest>,
+    ) -> Result<Response<FetchResponse>, Status> {
+        let timer = self.broker.metrics.start(Method::Fetch);
+        let connection = request.extensions().get::<ConnectionInfo>().cloned();
+        let request = request.into_inner();
+        let format = FetchFormat::try_from(request.format).map_err(|_| {
+            ApiError::invalid(
+                "format",
+                format!("{} is not a value of FetchFormat", request.format),
+            )
+        })?;
+        check_partition_count(request.partitions.len())?;
+        let max_bytes = match request.max_bytes as usize {
+            0 => MAX_FETCH_BYTES,
+            asked => asked.min(MAX_FETCH_BYTES),
+        };
+        let wanted: Vec<Wanted> = request
+            .partitions
+            .into_iter()
+            .map(|p| self.resolve(p, max_bytes))
+            .collect();
+        let deadline =
+            Instant::now() + Duration::from_millis(request.max_wait_ms.into()).min(MAX_WAIT);
+        let min_bytes = (request.min_bytes as usize).min(max_bytes);
+        let (mut found, memory) = self
+            .collect_when_enough(&wanted, max_bytes, min_bytes, deadline)
+            .await?;
+        drop(timer);
+        self.broker
+            .metrics
+            .refused(found.errors.iter().map(ApiError::reason_name));
+        if found.errors.len() == wanted.len()
+            && let Some(error) = found.errors.into_iter().next()
+        {
+            return Err(error.into());
+        }
+        self.broker.metrics.fetched(found.bytes);
+        if format == FetchFormat::Records {
+            for (result, wanted) in found.results.iter_mut().zip(&wanted) {
+                plain_records(result, wanted.offset);
+            }
+        }
+        if found.bytes > 0 {
+            found.results.retain(|result| {
+                !result.batches.is_empty() || !result.records.is_empty() || result.error.is_some()
+            });
+        }
+        let mut response = Response::new(FetchResponse {
+            results: found.results,
+        });
+        memory.attach(&mut response, connection);
+        Ok(response)
+    }
+
+    async fn list_offsets(
+        &self,
+        request: Request<ListOffsetsRequest>,
+    ) -> Result<Response<ListOffsetsResponse>, Status> {
+        let _timer = self.broker.metrics.start(Method::ListOffsets);
+        let queries = request.into_inner().queries;
+        check_partition_count(queries.len())?;
+        let mut results = Vec::with_capacity(queries.len());
+        let mut first_error = None;
+        let mut failed = 0;
+        for query in queries {
+            let (topic, partition) = (query.topic.clone(), query.partition);
+            match self.find_offset(query).await {
+                Ok((offset, timestamp_ms)) => {
+                    results.push(OffsetResult {
+                        topic,
+                        partition,
+                        offset,
+                        timestamp_ms,
+                        error: None,
+                    });
+                }
+                Err(error) => {
+                    failed += 1;
+                    first_error.get_or_insert_with(|| error.clone());
+                    let error = Some(v1::Error::from(error));
+                    results.push(OffsetResult {
+                        topic,
+                        partition,
+                        offset: None,
+                        timestamp_ms: None,
+                        error,
+                    });
+                }
+            }
+        }
+        match first_error {
+            Some(error) if failed == results.len() => Err(error.into()),
+            _ => Ok(Response::new(ListOffsetsResponse { results })),
+        }
+    }
+}
+
+impl Consumer {
+    fn resolve(&self, asked: FetchPartition, max_bytes: usize) -> Wanted {
+        let FetchPartition {
+            topic,
+            partition,
+            offset,
+            max_bytes: own_max,
+        } = asked;
+        let log = self.broker.partition(&topic, partition);
+        let max_bytes = if own_max == 0 {
+            max_bytes
+        } else {
+            max_bytes.min(own_max as usize)
+        };
+        Wanted {
+            topic,
+            partition,
+            offset,
+            max_bytes,
+            log,
+        }
+    }
+
+    /// Reads until there is enough, something failed, or time is up.
+    async fn collect_when_enough(
+        &self,
+        wanted: &[Wanted],
+        max_bytes: usize,
+        min_bytes: usize,
+        deadline: Instant,
+    ) -> Result<(Found, ResponseMemory), ApiError> {
+        loop {
+            let waiter = Arc::new(Notify::new());
+            // Asked to be woken before looking, so that nothing falls in between.
+            for log in wanted.iter().filter_map(|wanted| wanted.log.as_ref().ok()) {
+                log.notify_on_append(&waiter);
+            }
+            let now = Instant::now();
+            let waiting = available(wanted) == Some(false) && min_bytes > 0 && now < deadline;
+            if !waiting {
+                let mut memory = self.broker.response_memory.acquire(max_bytes).await;
+                let found = self.collect(wanted, max_bytes).await?;
+                let enough =
+                    found.bytes >= min_bytes || !found.errors.is_empty() || now >= deadline;
+                if enough || self.broker.is_stopping() {
+                    memory.shrink(found.bytes);
+                    return Ok((found, memory));
+                }
+            }
+            tokio::select! {
+                () = waiter.notified() => {}
+                () = tokio::time::sleep_until(deadline) => {}
+                () = self.broker.stopping() => {
+                    return Ok((self.collect(wanted, 0).await?, ResponseMemory::none()));
+                }
+            }
+        }
+    }
+
+    async fn collect(&self, wanted: &[Wanted], max_bytes: usize) -> Result<Found, ApiError> {
+        let mut found = Found {
+            results: Vec::with_capacity(wanted.len()),
+            bytes: 0,
+            errors: Vec::new(),
+        };
+        for Wanted {
+            topic,
+            partition,
+            offset,
+            max_bytes: own_max,
+            log,
+        } in wanted
+        {
+            let room = max_bytes.saturating_sub(found.bytes).min(*own_max);
+            let mut result = FetchResult {
+                topic: topic.clone(),
+                partition: *partition,
+                ..FetchResult::default()
+            };
+            let read = match log {
+                Ok(log) => {
+                    result.log_start_offset = log.log_start();
+                    let at_least_one = found.bytes == 0 && max_bytes > 0;
+                    let read = self.read(log, *offset, room, at_least_one).await;
+                    result.high_watermark = log.high_watermark();
+                    read
+                }
+                Err(error) => Err(error.clone()),
+            };
+            match read {
+                Ok(read) => {
+                    found.bytes += read.bytes;
+                    result.batches = read.batches;
+                }
+                Err(error) => {
+                    found.errors.push(error.clone());
+                    result.error = Some(error.into());
+                }
+            }
+            found.results.push(result);
+        }
+        Ok(found)
+    }
+
+    async fn read(
+        &self,
+        log: &StoredPartition,
+        offset: i64,
+        max_bytes: usize,
+        at_least_one: bool,
+    ) -> Result<ReadBatches, ApiError> {
+        let failed = |error| ApiError::storage(&log.topic, log.index, &error);
+        let store = &self.broker.store;
+        if let Some(read) = store
+            .read_memory(log, offset, max_bytes, at_least_one)
+            .map_err(failed)?
+        {
+            return Ok(read);
+        }
+        if max_bytes == 0 && !at_least_one {
+            return Ok(ReadBatches::default());
+        }
+        let _turn = self
+            .broker
+            .disk_reads
+            .acquire()
+            .await
+            .map_err(|_| ApiError::shutting_down())?;
+        let (store, reader) = (store.clone(), log.clone());
+        super::blocking(move || store.read_disk(&reader, offset, max_bytes, at_least_one))
+            .await?
+            .map_err(failed)
+    }
+
+    async fn find_offset(
+        &self,
+        query: OffsetQuery,
+    ) -> Result<(Option<i64>, Option<i64>), ApiError> {
+        let log = self.broker.partition(&query.topic, query.partition)?;
+        match query.spec {
+            None => Err(ApiError::invalid(
+                "spec",
+                "ask for earliest, latest or timestamp_ms",
+            )),
+            Some(Spec::Earliest(_)) => Ok((Some(log.log_start()), None)),
+            Some(Spec::Latest(_)) => Ok((Some(log.high_watermark()), None)),
+            Some(Spec::TimestampMs(timestamp_ms)) => {
+                let _turn = self
+                    .broker
+                    .disk_reads
+                    .acquire()
+                    .await
+                    .map_err(|_| ApiError::shutting_down())?;
+                let (store, reader) = (self.broker.store.clone(), log.clone());
+                let found = super::blocking(move || store.find_timestamp(&reader, timestamp_ms))
+                    .await?
+                    .map_err(|error| ApiError::storage(&log.topic, log.index, &error))?;
+                Ok((
+                    found.map(|(offset, _)| offset),
+                    found.map(|(_, timestamp_ms)| timestamp_ms),
+                ))
+            }
+        }
+    }
+}
+
+/// Whether any partition has something to say at once: `None` if one of them failed.
+fn available(wanted: &[Wanted]) -> Option<bool> {
+    let mut any = false;
+    for Wanted { offset, log, .. } in wanted {
+        let log = log.as_ref().ok()?;
+        if *offset > log.high_watermark() || *offset < log.log_start() {
+            return None;
+        }
+        any |= *offset < log.high_watermark();
+    }
+    Some(any)
+}
+
+/// Replaces a result's batches by the records in them, from `offset` on.
+fn plain_records(result: &mut FetchResult, offset: i64) {
+    let mut bytes = 0;
+    for batch in std::mem::take(&mut result.batches) {
+        if bytes >= MAX_RECORD_BYTES {
+            break;
+        }
+        if let Err(error) = append_records(&batch, offset, &mut bytes, &mut result.records) {
+            // What was readable goes out; the batch that is not is met again, first, by the next fetch.
+            if result.records.is_empty() {
+                result.error = Some(error.into());
+            }
+            break;
+        }
+    }
+}
+
+fn append_records(
+    batch: &Bytes,
+    offset: i64,
+    bytes: &mut usize,
+    records: &mut Vec<v1::Record>,
+) -> Result<(), ApiError> {
+    let unreadable = |error: millrace_record::BatchError| {
+        ApiError::new(
+            ErrorReason::InvalidBatch,
+            format!("the batch can't be decoded: {error}; fetch it as a batch, or skip it"),
+        )
+    };
+    if BatchHeader::parse(batch)
+        .map_err(unreadable)?
+        .attributes
+        .is_control()
+    {
+        return Ok(());
+    }
+    for record in millrace_record::decode(batch, &DecodeLimits::default()).map_err(unreadable)? {
+        let record = record.map_err(unreadable)?;
+        if record.offset < offset {
+            continue;
+        }
+        if *bytes >= MAX_RECORD_BYTES {
+            break;
+        }
+        let lengths =
+            record.key.as_ref().map_or(0, Bytes::len) + record.value.as_ref().map_or(0, Bytes::len);
+        *bytes += lengths + 32;
+        let headers = record.headers.into_iter().map(|header| {
+            *bytes += header.key.len() + header.value.as_ref().map_or(0, Bytes::len) + 8;
+            Header {
+                key: String::from_utf8_lossy(&header.key).into_owned(),
+                value: header.value,
+            }
+        });
+        records.push(v1::Record {
+            headers: headers.collect(),
+            key: record.key,
+            value: record.value,
+            timestamp_ms: Some(record.timestamp_ms),
+            offset: record.offset,
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,170 @@
+//! What a failed request becomes for its caller: the only place where errors turn into gRPC.
+
+use std::collections::HashMap;
+
+use millrace_proto::{
+    ERROR_DOMAIN,
+    v1::{self, ErrorReason},
+};
+use millrace_record::BatchError;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::storage::{SequenceError, StorageError};
+
+/// A refused request, or the refused part of it for one partition.
+#[derive(Clone, Debug)]
+pub(crate) struct ApiError {
+    pub(crate) reason: ErrorReason,
+    message: String,
+    metadata: HashMap<String, String>,
+}
+
+impl ApiError {
+    pub(crate) fn new(reason: ErrorReason, message: impl Into<String>) -> Self {
+        ApiError {
+            reason,
+            message: message.into(),
+            metadata: HashMap::new(),
+        }
+    }
+
+    pub(crate) fn with(mut self, key: &str, value: impl ToString) -> Self {
+        self.metadata.insert(key.to_owned(), value.to_string());
+        self
+    }
+
+    pub(crate) fn invalid(field: &str, message: impl Into<String>) -> Self {
+        ApiError::new(ErrorReason::InvalidRequest, message).with("field", field)
+    }
+
+    pub(crate) fn unknown_topic(topic: &str) -> Self {
+        let message = format!(
+            "topic {topic:?} does not exist; create it as a Topic resource, or check the name"
+        );
+        ApiError::new(ErrorReason::UnknownTopic, message).with("topic", topic)
+    }
+
+    pub(crate) fn unknown_partition(topic: &str, partition: i32, partitions: usize) -> Self {
+        let message = format!(
+            "topic {topic:?} has {partitions} partitions, counted from 0: there is no partition {partition}"
+        );
+        ApiError::new(ErrorReason::UnknownPartition, message)
+            .with("topic", topic)
+            .with("partition", partition)
+            .with("partitions", partitions)
+    }
+
+    pub(crate) fn shutting_down() -> Self {
+        ApiError::new(
+            ErrorReason::ShuttingDown,
+            "the broker is stopping; try the partition's next leader",
+        )
+    }
+
+    /// A storage error of one partition.
+    pub(crate) fn storage(topic: &str, partition: i32, error: &StorageError) -> Self {
+        let message = format!("{topic}/{partition}: {error}");
+        let of = |reason| {
+            ApiError::new(reason, message)
+                .with("topic", topic)
+                .with("partition", partition)
+        };
+        match error {
+            StorageError::OffsetOutOfRange {
+                offset,
+                log_start,
+                high_watermark,
+            } => of(ErrorReason::OffsetOutOfRange)
+                .with("offset", offset)
+                .with("log_start_offset", log_start)
+                .with("high_watermark", high_watermark),
+            StorageError::TooLarge { size, max } => of(ErrorReason::RecordTooLarge)
+                .with("size_bytes", size)
+                .with("max_bytes", max),
+            StorageError::Batch(BatchError::CorruptCrc { expected, actual }) => {
+                of(ErrorReason::CorruptBatch)
+                    .with("expected_crc", expected)
+                    .with("actual_crc", actual)
+            }
+            StorageError::Batch(_) | StorageError::Control => of(ErrorReason::InvalidBatch),
+            StorageError::Sequence(SequenceError::OutOfOrder {
+                producer_id,
+                sequence,
+                expected,
+            }) => of(ErrorReason::OutOfOrderSequence)
+                .with("producer_id", producer_id)
+                .with("sequence", sequence)
+                .with("expected_sequence", expected),
+            StorageError::Sequence(SequenceError::Duplicate {
+                producer_id,
+                sequence,
+            }) => of(ErrorReason::DuplicateSequence)
+                .with("producer_id", producer_id)
+                .with("sequence", sequence),
+            StorageError::Sequence(SequenceError::Fenced {
+                producer_id,
+                epoch,
+                current,
+            }) => of(ErrorReason::FencedProducer)
+                .with("producer_id", producer_id)
+                .with("producer_epoch", epoch)
+                .with("current_epoch", current),
+            StorageError::DiskFull {
+                free_bytes,
+                required_bytes,
+            } => of(ErrorReason::DiskFull)
+                .with("free_bytes", free_bytes)
+                .with("required_bytes", required_bytes),
+            StorageError::Closed => of(ErrorReason::ShuttingDown),
+            StorageError::Open { .. }
+            | StorageError::Format { .. }
+            | StorageError::Corrupt { .. }
+            | StorageError::Rocks(_) => of(ErrorReason::Storage),
+        }
+    }
+
+    fn code(&self) -> Code {
+        match self.reason {
+            ErrorReason::UnknownTopic | ErrorReason::UnknownPartition => Code::NotFound,
+            ErrorReason::OffsetOutOfRange => Code::OutOfRange,
+            ErrorReason::RecordTooLarge
+            | ErrorReason::InvalidBatch
+            | ErrorReason::CorruptBatch
+            | ErrorReason::InvalidRequest => Code::InvalidArgument,
+            ErrorReason::NotLeader | ErrorReason::OutOfOrderSequence => Code::FailedPrecondition,
+            ErrorReason::DuplicateSequence => Code::AlreadyExists,
+            ErrorReason::FencedProducer => Code::Aborted,
+            ErrorReason::DiskFull | ErrorReason::Throttled => Code::ResourceExhausted,
+            ErrorReason::ShuttingDown => Code::Unavailable,
+            ErrorReason::TimedOut => Code::DeadlineExceeded,
+            ErrorReason::Storage | ErrorReason::Unspecified => Code::Internal,
+        }
+    }
+
+    /// The reason's name as it stands in a gRPC status.
+    pub(crate) fn reason_name(&self) -> &'static str {
+        self.reason
+            .as_str_name()
+            .trim_start_matches("ERROR_REASON_")
+    }
+}
+
+impl From<ApiError> for v1::Error {
+    fn from(error: ApiError) -> Self {
+        v1::Error {
+            reason: error.reason.into(),
+            message: error.message,
+            metadata: error.metadata,
+        }
+    }
+}
+
+impl From<ApiError> for Status {
+    fn from(error: ApiError) -> Self {
+        let code = error.code();
+        let details =
+            ErrorDetails::with_error_info(error.reason_name(), ERROR_DOMAIN, error.metadata);
+        Status::with_error_details(code, error.message, details)
+    }
+}

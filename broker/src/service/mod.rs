@@ -1,0 +1,184 @@
+//! The broker's gRPC services, and the server that they run in.
+
+mod connection;
+mod consumer;
+mod error;
+mod memory;
+mod metadata;
+mod producer;
+
+use std::{io, sync::Arc, time::Duration};
+
+use millrace_proto::v1::{
+    ErrorReason, consumer_service_server::ConsumerServiceServer,
+    metadata_service_server::MetadataServiceServer, producer_service_server::ProducerServiceServer,
+};
+use tokio::{net::TcpListener, sync::Semaphore};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tower::ServiceBuilder;
+
+use self::{
+    error::ApiError,
+    memory::{RequestBudget, ResponseBudget, hold_memory},
+};
+use crate::{
+    config::ServiceOptions,
+    observe::Metrics,
+    storage::{Store, StoredPartition},
+};
+
+/// Entries of one request at most.
+const MAX_PARTITIONS_PER_REQUEST: usize = 10_000;
+/// Reads from disk at a time: each takes a thread and its response's memory.
+const MAX_DISK_READS: usize = 16;
+
+/// Who this broker is.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The cluster's id.
+    pub cluster_id: String,
+    /// Unique in the cluster.
+    pub broker_id: i32,
+    /// Where clients reach it: `host:port`.
+    pub address: String,
+}
+
+/// What every service works on.
+pub struct Broker {
+    store: Arc<Store>,
+    identity: Identity,
+    metrics: Arc<Metrics>,
+    response_memory: ResponseBudget,
+    disk_reads: Semaphore,
+    stop: CancellationToken,
+}
+
+impl Broker {
+    /// A broker on a store. It serves until `stop` is cancelled.
+    pub fn new(
+        store: Arc<Store>,
+        identity: Identity,
+        metrics: Arc<Metrics>,
+        options: &ServiceOptions,
+        stop: CancellationToken,
+    ) -> Arc<Self> {
+        Arc::new(Broker {
+            store,
+            identity,
+            metrics,
+            response_memory: ResponseBudget::new(options.response_bytes),
+            disk_reads: Semaphore::new(MAX_DISK_READS),
+            stop,
+        })
+    }
+
+    fn partition(&self, topic: &str, partition: i32) -> Result<StoredPartition, ApiError> {
+        self.store
+            .partition(topic, partition)
+            .map_err(|partitions| match partitions {
+                None => ApiError::unknown_topic(topic),
+                Some(count) => ApiError::unknown_partition(topic, partition, count),
+            })
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stop.is_cancelled()
+    }
+
+    async fn stopping(&self) {
+        self.stop.cancelled().await;
+    }
+}
+
+/// Serves gRPC until the broker is told to stop, then finishes what it accepted.
+pub async fn serve(
+    broker: Arc<Broker>,
+    listener: TcpListener,
+    options: &ServiceOptions,
+) -> Result<(), ServeError> {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health
+        .set_serving::<ProducerServiceServer<producer::Producer>>()
+        .await;
+    health
+        .set_serving::<ConsumerServiceServer<consumer::Consumer>>()
+        .await;
+    health
+        .set_serving::<MetadataServiceServer<metadata::Metadata>>()
+        .await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(millrace_proto::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()?;
+    let budget = RequestBudget::new(options.request_bytes, options.max_request_bytes);
+    let max = options.max_request_bytes;
+    let producer = producer::Producer {
+        broker: broker.clone(),
+    };
+    let consumer = consumer::Consumer {
+        broker: broker.clone(),
+    };
+    let metadata = metadata::Metadata {
+        broker: broker.clone(),
+    };
+    let memory = ServiceBuilder::new()
+        .map_request(move |request| budget.meter(request))
+        .map_response(hold_memory)
+        .into_inner();
+    let stop = broker.stop.clone();
+    let server = Server::builder()
+        .initial_stream_window_size(options.stream_window_bytes)
+        .initial_connection_window_size(options.connection_window_bytes)
+        .max_frame_size(256 << 10)
+        .max_concurrent_streams(256)
+        // Finds connections whose peer is gone without a word.
+        .http2_keepalive_interval(Some(Duration::from_secs(20)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .layer(memory)
+        .add_service(health_service)
+        .add_service(reflection)
+        .add_service(ProducerServiceServer::new(producer).max_decoding_message_size(max))
+        .add_service(ConsumerServiceServer::new(consumer).max_decoding_message_size(max))
+        .add_service(MetadataServiceServer::new(metadata))
+        .serve_with_incoming_shutdown(
+            connection::accept(listener, options.max_connections, broker.metrics.clone()),
+            async move { stop.cancelled().await },
+        );
+    tokio::pin!(server);
+    tokio::select! {
+        ended = &mut server => return Ok(ended?),
+        () = broker.stopping() => health.set_service_status("", tonic_health::ServingStatus::NotServing).await,
+    }
+    // Clients that keep their streams open would hold the broker up; what they have sent is finished by now.
+    match tokio::time::timeout(options.drain, &mut server).await {
+        Ok(ended) => Ok(ended?),
+        Err(_) => Ok(()),
+    }
+}
+
+/// Why the server ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The transport failed.
+    #[error("the gRPC server failed: {0}")]
+    Transport(#[from] tonic::transport::Error),
+    /// The compiled-in descriptors are damaged.
+    #[error("gRPC reflection can't be set up: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// The listener failed.
+    #[error("the gRPC listener failed: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Runs what blocks on a thread for it.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| {
+        ApiError::new(
+            ErrorReason::Storage,
+            format!("a storage task failed: {error}"),
+        )
+    })
+}

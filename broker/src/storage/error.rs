@@ -1,0 +1,89 @@
+//! What can go wrong in storage.
+
+use std::path::PathBuf;
+
+use millrace_record::BatchError;
+
+use super::SequenceError;
+
+/// A failed storage operation. Each names the thing, the cause and the next step.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StorageError {
+    /// The database could not be opened.
+    #[error("can't open the store in {}: {cause}; is another broker using it, or are its permissions wrong?", path.display())]
+    Open {
+        /// The store's folder.
+        path: PathBuf,
+        /// RocksDB's or the system's own words.
+        cause: String,
+    },
+    /// The store was written by a version that this one can't read.
+    #[error("the store in {} has format {found}, this broker reads {supported}; start the version that wrote it", path.display())]
+    Format {
+        /// The store's folder.
+        path: PathBuf,
+        /// The format found.
+        found: u32,
+        /// The format that this version writes.
+        supported: u32,
+    },
+    /// Stored data is damaged.
+    #[error(
+        "the store is corrupt: {what}; stop the broker, keep the folder, and restore the data from a replica or backup"
+    )]
+    Corrupt {
+        /// The damaged thing.
+        what: String,
+    },
+    /// RocksDB failed.
+    #[error("storage failed: {0}; see the broker's log")]
+    Rocks(String),
+    /// The disk is full or nearly so.
+    #[error(
+        "the disk is full: {free_bytes} bytes free, {required_bytes} required; writes are refused until retention or a larger volume frees space"
+    )]
+    DiskFull {
+        /// Bytes free now.
+        free_bytes: u64,
+        /// Bytes that must be free for writes.
+        required_bytes: u64,
+    },
+    /// The offset is not in the log.
+    #[error("offset {offset} is out of range: {log_start} to {high_watermark} can be read")]
+    OffsetOutOfRange {
+        /// The offset asked for.
+        offset: i64,
+        /// The first offset still held.
+        log_start: i64,
+        /// The first offset not readable yet.
+        high_watermark: i64,
+    },
+    /// The batch is not acceptable.
+    #[error("the batch is refused: {0}")]
+    Batch(#[from] BatchError),
+    /// The batch is larger than the topic allows.
+    #[error(
+        "the batch has {size} bytes, the topic allows {max}; send smaller batches or raise the topic's maxMessageBytes"
+    )]
+    TooLarge {
+        /// Bytes of the batch.
+        size: usize,
+        /// Bytes allowed.
+        max: usize,
+    },
+    /// A producer sent a control batch.
+    #[error("control batches are written by brokers only; clear the control bit")]
+    Control,
+    /// The batch's sequence is not acceptable.
+    #[error(transparent)]
+    Sequence(#[from] SequenceError),
+    /// The store is closing.
+    #[error("the store is closing")]
+    Closed,
+}
+
+impl From<rocksdb::Error> for StorageError {
+    fn from(error: rocksdb::Error) -> Self {
+        StorageError::Rocks(error.into_string())
+    }
+}

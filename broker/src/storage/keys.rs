@@ -1,0 +1,159 @@
+//! The keys of every column family, in one place. Numbers are big-endian, so that RocksDB's order is theirs.
+//!
+//! `log`: generation u32, partition u32, last offset u64. `run`: partition u32, last offset u64.
+//! `meta`: one byte for the kind, then what the functions below say. Since format 1.
+
+use super::{Generation, PartitionId};
+
+/// Column family of record batches.
+pub(super) const LOG: &str = "log";
+/// Column family of runs.
+pub(super) const RUN: &str = "run";
+/// Column family of descriptors and state.
+pub(super) const META: &str = "meta";
+
+/// `meta`: the store itself, a [`super::recovery`] descriptor.
+pub(super) const STORE: &[u8] = b"S";
+/// `meta`: the generation that the writer fills, u32.
+pub(super) const ACTIVE_GENERATION: &[u8] = b"G";
+/// `meta`: present if the last process stopped in order and nothing was written since.
+pub(super) const CLEAN_SHUTDOWN: &[u8] = b"C";
+/// `meta`: the next producer id, i64.
+pub(super) const NEXT_PRODUCER_ID: &[u8] = b"n";
+/// `meta`, prefix: topics.
+pub(super) const TOPIC: u8 = b'T';
+/// `meta`, prefix: generations that hold data.
+pub(super) const GENERATION: u8 = b'g';
+/// `meta`, prefix: log start offsets.
+pub(super) const LOG_START: u8 = b'O';
+/// `meta`, prefix: producers.
+pub(super) const PRODUCER: u8 = b'I';
+
+pub(super) const LOG_KEY_LEN: usize = 16;
+
+/// `log`: the batch of a partition that ends at `last_offset`.
+pub(super) fn log(
+    generation: Generation,
+    partition: PartitionId,
+    last_offset: i64,
+) -> [u8; LOG_KEY_LEN] {
+    let mut key = [0; LOG_KEY_LEN];
+    key[..4].copy_from_slice(&generation.0.to_be_bytes());
+    key[4..8].copy_from_slice(&partition.0.to_be_bytes());
+    key[8..].copy_from_slice(&last_offset.to_be_bytes());
+    key
+}
+
+/// The parts of a `log` key; `None` if it is none.
+pub(super) fn parse_log(key: &[u8]) -> Option<(Generation, PartitionId, i64)> {
+    let key: &[u8; LOG_KEY_LEN] = key.try_into().ok()?;
+    let (generation, rest) = key.split_first_chunk::<4>()?;
+    let (partition, offset) = rest.split_first_chunk::<4>()?;
+    Some((
+        Generation(u32::from_be_bytes(*generation)),
+        PartitionId(u32::from_be_bytes(*partition)),
+        i64::from_be_bytes(offset.try_into().ok()?),
+    ))
+}
+
+/// `run`: the run of a partition that ends at `last_offset`.
+pub(super) fn run(partition: PartitionId, last_offset: i64) -> [u8; 12] {
+    let mut key = [0; 12];
+    key[..4].copy_from_slice(&partition.0.to_be_bytes());
+    key[4..].copy_from_slice(&last_offset.to_be_bytes());
+    key
+}
+
+/// The parts of a `run` key; `None` if it is none.
+pub(super) fn parse_run(key: &[u8]) -> Option<(PartitionId, i64)> {
+    let (partition, offset) = key.split_first_chunk::<4>()?;
+    Some((
+        PartitionId(u32::from_be_bytes(*partition)),
+        i64::from_be_bytes(offset.try_into().ok()?),
+    ))
+}
+
+/// `meta`: a topic by its name.
+pub(super) fn topic(name: &str) -> Vec<u8> {
+    let mut key = vec![TOPIC];
+    key.extend_from_slice(name.as_bytes());
+    key
+}
+
+/// `meta`: a sealed generation.
+pub(super) fn generation(generation: Generation) -> [u8; 5] {
+    prefixed(GENERATION, generation.0)
+}
+
+/// `meta`: the log start offset of a partition.
+pub(super) fn log_start(partition: PartitionId) -> [u8; 5] {
+    prefixed(LOG_START, partition.0)
+}
+
+/// `meta`, prefix: the producers of a partition.
+pub(super) fn producers(partition: PartitionId) -> [u8; 5] {
+    prefixed(PRODUCER, partition.0)
+}
+
+/// `meta`: one producer of a partition.
+pub(super) fn producer(partition: PartitionId, producer_id: i64) -> [u8; 13] {
+    let mut key = [0; 13];
+    key[..5].copy_from_slice(&producers(partition));
+    key[5..].copy_from_slice(&producer_id.to_be_bytes());
+    key
+}
+
+fn prefixed(kind: u8, number: u32) -> [u8; 5] {
+    let mut key = [kind; 5];
+    key[1..].copy_from_slice(&number.to_be_bytes());
+    key
+}
+
+/// The smallest key greater than every key with this prefix; `None` for a prefix of 0xff bytes.
+pub(super) fn after_prefix(prefix: &[u8]) -> Option<Vec<u8>> {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if last < u8::MAX {
+            end.push(last + 1);
+            return Some(end);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn log_keys_sort_by_generation_then_partition_then_offset() {
+        let sorted = [
+            log(Generation(1), PartitionId(2), 900),
+            log(Generation(1), PartitionId(3), 0),
+            log(Generation(1), PartitionId(3), 256),
+            log(Generation(2), PartitionId(0), 0),
+            log(Generation(256), PartitionId(0), 0),
+        ];
+        assert!(sorted.is_sorted());
+        assert_eq!(
+            parse_log(&sorted[2]),
+            Some((Generation(1), PartitionId(3), 256))
+        );
+        assert_eq!(parse_log(b"short"), None);
+    }
+
+    #[test]
+    fn keys_are_as_documented_byte_for_byte() {
+        assert_eq!(
+            log(Generation(1), PartitionId(2), 3),
+            [0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3]
+        );
+        assert_eq!(run(PartitionId(2), 3), [0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3]);
+        assert_eq!(
+            producer(PartitionId(2), 3),
+            [b'I', 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3]
+        );
+        assert_eq!(after_prefix(&[1, 255]), Some(vec![2]));
+        assert_eq!(after_prefix(&[255]), None);
+    }
+}

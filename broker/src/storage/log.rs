@@ -1,0 +1,295 @@
+//! One partition's log as readers see it: its bounds, its newest batches in memory, and who waits for more.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicI32, AtomicI64, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use millrace_record::TimestampType;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+
+use super::{PartitionId, ReadBatches, StorageError, run::Run};
+
+/// What of a topic's configuration storage acts on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogConfig {
+    /// The most bytes of one batch.
+    pub max_message_bytes: usize,
+    /// Who stamps records.
+    #[serde(with = "StoredTimestampType")]
+    pub timestamp_type: TimestampType,
+    /// How long and how much is kept.
+    pub retention: Retention,
+}
+
+/// How much of a log is kept. What exceeds a limit goes in whole runs, oldest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Retention {
+    /// Records older than this may go; `None` keeps them for ever.
+    pub time: Option<Duration>,
+    /// Bytes of batches kept at least; `None` sets no limit.
+    pub bytes: Option<u64>,
+}
+
+/// The stored form of a [`TimestampType`].
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "TimestampType")]
+enum StoredTimestampType {
+    CreateTime,
+    LogAppendTime,
+}
+
+/// One partition's log.
+#[derive(Debug)]
+pub struct PartitionLog {
+    /// Its number in this store.
+    pub id: PartitionId,
+    /// The topic's name.
+    pub topic: Arc<str>,
+    /// The partition's index in the topic.
+    pub index: i32,
+    config: ArcSwap<LogConfig>,
+    log_start: AtomicI64,
+    log_end: AtomicI64,
+    high_watermark: AtomicI64,
+    leader_epoch: AtomicI32,
+    /// Bytes ever appended, and bytes ever removed from the front.
+    appended_bytes: AtomicU64,
+    removed_bytes: AtomicU64,
+    view: Mutex<View>,
+    waiters: Mutex<Vec<Arc<Notify>>>,
+}
+
+#[derive(Debug, Default)]
+struct View {
+    /// The run in the generation that the writer fills.
+    active: Option<Run>,
+    /// The newest batches, oldest first, without gaps up to the log end.
+    tail: VecDeque<TailBatch>,
+}
+
+#[derive(Debug)]
+struct TailBatch {
+    /// Names the batch towards the cache's budget.
+    ticket: u64,
+    base_offset: i64,
+    last_offset: i64,
+    bytes: Bytes,
+}
+
+/// Where the batches at an offset are.
+pub(super) enum Located {
+    Memory(ReadBatches),
+    Disk,
+}
+
+impl PartitionLog {
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn new(
+        id: PartitionId,
+        topic: Arc<str>,
+        index: i32,
+        config: LogConfig,
+        log_start: i64,
+        log_end: i64,
+        (removed_bytes, appended_bytes): (u64, u64),
+        leader_epoch: i32,
+    ) -> Self {
+        PartitionLog {
+            id,
+            topic,
+            index,
+            config: ArcSwap::from_pointee(config),
+            log_start: AtomicI64::new(log_start),
+            log_end: AtomicI64::new(log_end),
+            high_watermark: AtomicI64::new(log_end),
+            leader_epoch: AtomicI32::new(leader_epoch),
+            removed_bytes: AtomicU64::new(removed_bytes),
+            appended_bytes: AtomicU64::new(appended_bytes),
+            view: Mutex::default(),
+            waiters: Mutex::default(),
+        }
+    }
+
+    /// The topic's configuration now.
+    pub fn config(&self) -> LogConfig {
+        **self.config.load()
+    }
+
+    /// Changes the configuration; holds from the next append or retention pass.
+    pub fn set_config(&self, config: LogConfig) {
+        self.config.store(Arc::new(config));
+    }
+
+    /// The first offset still held.
+    pub fn log_start(&self) -> i64 {
+        self.log_start.load(Ordering::Acquire)
+    }
+
+    /// The offset that the next record will get.
+    pub fn log_end(&self) -> i64 {
+        self.log_end.load(Ordering::Acquire)
+    }
+
+    /// The first offset that consumers can't read yet.
+    pub fn high_watermark(&self) -> i64 {
+        self.high_watermark.load(Ordering::Acquire)
+    }
+
+    /// The epoch in which this broker leads the partition; goes into each batch that it appends.
+    pub fn leader_epoch(&self) -> i32 {
+        self.leader_epoch.load(Ordering::Acquire)
+    }
+
+    /// Bytes of batches held.
+    pub fn size_bytes(&self) -> u64 {
+        self.appended_bytes
+            .load(Ordering::Acquire)
+            .saturating_sub(self.removed_bytes.load(Ordering::Acquire))
+    }
+
+    /// Calls `waiter` once, at the next rise of the high watermark.
+    pub fn notify_on_append(&self, waiter: &Arc<Notify>) {
+        let mut waiters = self.waiters.lock();
+        // On an idle partition nobody clears out those that have given up: the list is their only holder. Looking only when it
+        // would grow keeps the cost even.
+        if waiters.len() == waiters.capacity() {
+            waiters.retain(|waiter| Arc::strong_count(waiter) > 1);
+        }
+        waiters.push(waiter.clone());
+    }
+
+    pub(super) fn check_offset(&self, offset: i64) -> Result<(), StorageError> {
+        let (log_start, high_watermark) = (self.log_start(), self.high_watermark());
+        if offset < log_start || offset > high_watermark {
+            return Err(StorageError::OffsetOutOfRange {
+                offset,
+                log_start,
+                high_watermark,
+            });
+        }
+        Ok(())
+    }
+
+    /// Finds the batch with `offset`, which is below `end`, and what follows it up to `end` and `max_bytes`; the first batch
+    /// comes whatever its size if `at_least_one`.
+    pub(super) fn locate(
+        &self,
+        offset: i64,
+        end: i64,
+        max_bytes: usize,
+        at_least_one: bool,
+    ) -> Located {
+        let view = self.view.lock();
+        if view
+            .tail
+            .front()
+            .is_some_and(|first| first.base_offset <= offset)
+        {
+            let from = view
+                .tail
+                .partition_point(|batch| batch.last_offset < offset);
+            let mut read = ReadBatches::default();
+            for batch in view.tail.range(from..) {
+                let full = read.bytes + batch.bytes.len() > max_bytes
+                    && !(at_least_one && read.batches.is_empty());
+                if batch.last_offset >= end || full {
+                    break;
+                }
+                read.push(batch.bytes.clone());
+            }
+            return Located::Memory(read);
+        }
+        Located::Disk
+    }
+
+    pub(super) fn active_run(&self) -> Option<Run> {
+        self.view.lock().active
+    }
+
+    pub(super) fn set_active_run(&self, run: Option<Run>) {
+        self.view.lock().active = run;
+    }
+
+    /// Makes appended batches known: all of one group, in order. `run` is the active run with them.
+    pub(super) fn publish(&self, run: Run, batches: impl Iterator<Item = Published>) {
+        let mut view = self.view.lock();
+        for Published {
+            ticket,
+            base_offset,
+            last_offset,
+            bytes,
+        } in batches
+        {
+            view.tail.push_back(TailBatch {
+                ticket,
+                base_offset,
+                last_offset,
+                bytes,
+            });
+        }
+        view.active = Some(run);
+        drop(view);
+        self.appended_bytes
+            .store(run.cumulative_bytes, Ordering::Release);
+        self.log_end.store(run.last_offset + 1, Ordering::Release);
+    }
+
+    /// Drops the oldest batch from memory if it is the one with this ticket; after a truncation it may be gone already.
+    pub(super) fn evict(&self, ticket: u64) {
+        let mut view = self.view.lock();
+        if view
+            .tail
+            .front()
+            .is_some_and(|batch| batch.ticket == ticket)
+        {
+            view.tail.pop_front();
+        }
+        if view.tail.is_empty() {
+            view.tail.shrink_to_fit();
+        }
+    }
+
+    /// Lets consumers read up to `offset`, and wakes those who wait.
+    pub(super) fn advance_high_watermark(&self, offset: i64) {
+        if self.high_watermark.fetch_max(offset, Ordering::AcqRel) < offset {
+            let waiters = std::mem::take(&mut *self.waiters.lock());
+            for waiter in waiters {
+                waiter.notify_one();
+            }
+        }
+    }
+
+    pub(super) fn advance_log_start(&self, offset: i64, removed_bytes: u64) {
+        self.log_start.fetch_max(offset, Ordering::AcqRel);
+        self.removed_bytes
+            .fetch_max(removed_bytes, Ordering::AcqRel);
+    }
+
+    /// Takes everything from `offset` on out of sight. The tail goes whole; it fills again with new appends.
+    pub(super) fn truncate(&self, offset: i64, active: Option<Run>, appended_bytes: u64) {
+        let mut view = self.view.lock();
+        view.tail.clear();
+        view.active = active;
+        drop(view);
+        self.log_end.store(offset, Ordering::Release);
+        self.high_watermark.fetch_min(offset, Ordering::AcqRel);
+        self.appended_bytes.store(appended_bytes, Ordering::Release);
+    }
+}
+
+/// A batch that was appended.
+pub(super) struct Published {
+    pub ticket: u64,
+    pub base_offset: i64,
+    pub last_offset: i64,
+    pub bytes: Bytes,
+}

@@ -1,0 +1,59 @@
+//! Record batches in RocksDB: append, read, retention, truncation, recovery. It knows partitions as numbers and batches as
+//! headers with bytes; topics, leaders and clients are above it.
+//!
+//! # Layout
+//! One RocksDB, one write-ahead log (WAL) for all partitions, so that one group commit covers them all. Column families:
+//!
+//! | family | key | value |
+//! |---|---|---|
+//! | `log` | generation, partition, last offset of the batch | the batch, byte for byte |
+//! | `run` | partition, last offset of the run | where the run is: [`run::Run`] |
+//! | `meta` | kind, … | descriptors, log start offsets, producers: [`keys`] |
+//!
+//! A **generation** is what goes into one memtable. The writer seals it (writes the runs, counts the generation up, asks for
+//! a flush) before the memtable is full, so that each flushed file holds exactly one generation and no two files overlap. RocksDB then
+//! moves files down without rewriting them: a byte is written twice in its life, once to the WAL and once to its file, for
+//! any number of partitions. A **run** is the part of one partition within one generation; offsets in it are contiguous
+//! on disk. With the plain key (partition, offset) every flushed file overlaps all older ones and is merged again and again.
+//!
+//! # Rules
+//! - One thread, the [`writer`], appends; offsets, sequences and runs are its own, without locks.
+//! - An append is acknowledged when its group is in the WAL (`durability: os`) or after the fsync that covers it (`fsync`).
+//! - Reads are bounded by the high watermark; the newest batches come from memory ([`log`]'s tail), older ones from RocksDB.
+//! - What retention or truncation removes is first made invisible (log start offset, run bounds), then given back as files. No
+//!   tombstones are written into `log`, since a tombstone for an old generation would make files overlap.
+
+mod db;
+mod disk;
+mod error;
+mod keys;
+mod log;
+mod options;
+mod producers;
+mod read;
+mod recovery;
+mod retention;
+mod run;
+mod store;
+mod syncer;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+pub use disk::{DiskSpace, DiskState};
+pub use error::StorageError;
+pub use log::{LogConfig, PartitionLog, Retention};
+pub use options::{Durability, StorageOptions};
+pub use producers::SequenceError;
+pub use read::ReadBatches;
+pub use recovery::RecoveryReport;
+pub use store::{Store, StoredPartition, StoredTopic};
+pub use writer::{Append, Appended, PartitionAppend};
+
+/// A partition's number in this store: given once, never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PartitionId(pub u32);
+
+/// The number of a generation: see the [module's page](self).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Generation(pub u32);

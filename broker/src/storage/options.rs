@@ -1,0 +1,184 @@
+//! How the store uses memory, disk and RocksDB: every limit with its unit, default and reason, in one place.
+
+use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
+
+use rocksdb::{BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBRecoveryMode, Options};
+
+use super::keys;
+
+const KIB: usize = 1 << 10;
+const MIB: usize = 1 << 20;
+
+/// When an append may be acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Durability {
+    /// Once the write-ahead log is handed to the operating system, as Kafka does by default: survives a crash of the broker, not
+    /// of the machine.
+    #[default]
+    Os,
+    /// After an fsync, shared by all appends that wait: survives a crash of the machine.
+    Fsync,
+}
+
+impl FromStr for Durability {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "os" => Ok(Durability::Os),
+            "fsync" => Ok(Durability::Fsync),
+            other => Err(format!("{other:?} is not a durability; use os or fsync")),
+        }
+    }
+}
+
+impl fmt::Display for Durability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Durability::Os => "os",
+            Durability::Fsync => "fsync",
+        })
+    }
+}
+
+/// The store's configuration. Memory is at most about `write_buffers` × `generation_bytes` × 1.25 + `block_cache_bytes`
+/// + `tail_cache_bytes` + `queued_bytes`.
+#[derive(Clone, Debug)]
+pub struct StorageOptions {
+    /// The folder.
+    pub path: PathBuf,
+    /// When an append may be acknowledged.
+    pub durability: Durability,
+    /// Bytes of batches in one generation. Larger ones make catch-up reads more sequential; smaller ones need less memory and
+    /// give space back sooner. Default 32 MiB.
+    pub generation_bytes: usize,
+    /// Generations in memory at most: one that fills, the others on their way to disk. Default 3.
+    pub write_buffers: usize,
+    /// A generation is sealed after this time even if it is not full, so that retention can act on it. Default 10 minutes.
+    pub generation_age: Duration,
+    /// Bytes of blocks cached for reads of old data and for the index blocks of all files. Default 32 MiB.
+    pub block_cache_bytes: usize,
+    /// Bytes of the newest batches kept in memory for consumers that keep up. Default 32 MiB.
+    pub tail_cache_bytes: usize,
+    /// Bytes of appends waiting for the writer. Producers wait beyond that. Default 32 MiB.
+    pub queued_bytes: usize,
+    /// Writes are refused while the volume has less than this free. Default 512 MiB.
+    pub min_free_bytes: u64,
+    /// How often retention looks for what to remove. Default 30 s.
+    pub retention_interval: Duration,
+    /// An idempotent producer is forgotten if it has not written to a partition for this long. Default 7 days.
+    pub producer_expiration: Duration,
+}
+
+impl StorageOptions {
+    /// The defaults, for a small machine.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        StorageOptions {
+            path: path.into(),
+            durability: Durability::default(),
+            generation_bytes: 32 * MIB,
+            write_buffers: 3,
+            generation_age: Duration::from_secs(600),
+            block_cache_bytes: 32 * MIB,
+            tail_cache_bytes: 32 * MIB,
+            queued_bytes: 32 * MIB,
+            min_free_bytes: 512 * MIB as u64,
+            retention_interval: Duration::from_secs(30),
+            producer_expiration: Duration::from_secs(7 * 24 * 3600),
+        }
+    }
+
+    pub(super) fn database(&self) -> Options {
+        let mut options = Options::default();
+        options.create_if_missing(true);
+        options.create_missing_column_families(true);
+        options.set_max_background_jobs(2);
+        // -1 keeps every file's handle and index reader: reads never pay for opening one.
+        options.set_max_open_files(-1);
+        // Smooth write-back: without it the page cache holds hundreds of megabytes and then stalls everyone.
+        options.set_bytes_per_sync(MIB as u64);
+        options.set_wal_bytes_per_sync(MIB as u64);
+        // Fail at damage in the middle of the WAL rather than drop what follows; a torn tail was never acknowledged.
+        options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+        options.set_track_and_verify_wals_in_manifest(true);
+        // The small families write little and would keep old WAL files alive; this bounds recovery and disk use.
+        options.set_max_total_wal_size(8 * self.generation_bytes as u64);
+        options.set_allow_concurrent_memtable_write(false);
+        options.set_enable_write_thread_adaptive_yield(false);
+        options.set_advise_random_on_open(false);
+        options.set_keep_log_file_num(4);
+        options.set_max_log_file_size(16 * MIB);
+        options.enable_statistics();
+        options.set_statistics_level(rocksdb::statistics::StatsLevel::ExceptTimers);
+        options
+    }
+
+    pub(super) fn column_families(
+        &self,
+        filter: impl FnMut(&[u8]) -> bool + Send + 'static,
+    ) -> Vec<ColumnFamilyDescriptor> {
+        let cache = Cache::new_hyper_clock_cache(self.block_cache_bytes, 0);
+        vec![
+            ColumnFamilyDescriptor::new(rocksdb::DEFAULT_COLUMN_FAMILY_NAME, small_family(&cache)),
+            ColumnFamilyDescriptor::new(keys::LOG, self.log_family(&cache, filter)),
+            ColumnFamilyDescriptor::new(keys::RUN, small_family(&cache)),
+            ColumnFamilyDescriptor::new(keys::META, small_family(&cache)),
+        ]
+    }
+
+    fn log_family(
+        &self,
+        cache: &Cache,
+        mut keep: impl FnMut(&[u8]) -> bool + Send + 'static,
+    ) -> Options {
+        let mut options = Options::default();
+        // Larger than a generation, so that RocksDB never switches the memtable before the writer seals it.
+        options.set_write_buffer_size(self.generation_bytes + self.generation_bytes / 4);
+        options.set_max_write_buffer_number(i32::try_from(self.write_buffers).unwrap_or(i32::MAX));
+        options.set_min_write_buffer_number_to_merge(1);
+        options.set_compression_type(rocksdb::DBCompressionType::None);
+        // Two levels: files never overlap, so each moves from the first to the second without being rewritten.
+        options.set_num_levels(2);
+        options.set_level_compaction_dynamic_level_bytes(false);
+        options.set_level_zero_file_num_compaction_trigger(1);
+        options.set_level_zero_slowdown_writes_trigger(64);
+        options.set_level_zero_stop_writes_trigger(128);
+        options.set_soft_pending_compaction_bytes_limit(512 << 30);
+        options.set_hard_pending_compaction_bytes_limit(2 << 40);
+        options.set_target_file_size_base(2 * self.generation_bytes as u64);
+        // Both would rewrite data only because it is old.
+        options.set_periodic_compaction_seconds(0);
+        options.set_ttl(0);
+        // Used by retention's own compactions, of generations that are mostly dead.
+        options.set_compaction_filter("below log start", move |_level, key, _value| {
+            if keep(key) {
+                rocksdb::CompactionDecision::Keep
+            } else {
+                rocksdb::CompactionDecision::Remove
+            }
+        });
+        let mut table = BlockBasedOptions::default();
+        table.set_block_size(64 * KIB);
+        table.set_block_cache(cache);
+        table.set_cache_index_and_filter_blocks(true);
+        options.set_block_based_table_factory(&table);
+        options
+    }
+}
+
+/// For the small families: ordinary leveled compaction.
+fn small_family(cache: &Cache) -> Options {
+    let mut options = Options::default();
+    options.set_write_buffer_size(4 * MIB);
+    options.set_max_write_buffer_number(3);
+    options.set_compression_type(rocksdb::DBCompressionType::None);
+    options.set_target_file_size_base(8 * MIB as u64);
+    options.set_max_bytes_for_level_base(32 * MIB as u64);
+    options.set_periodic_compaction_seconds(0);
+    options.set_ttl(0);
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(cache);
+    table.set_bloom_filter(10.0, false);
+    options.set_block_based_table_factory(&table);
+    options
+}

@@ -1,0 +1,407 @@
+//! Idempotence: which sequences each producer has appended to one partition. Pure; the writer feeds it.
+//!
+//! The rules are Kafka's (KIP-98): a producer's batches carry (producer id, epoch, base sequence); the next batch must
+//! begin where the last one ended; one of the last five batches sent again is answered with its original offset. Stricter than
+//! Kafka in one case: an unknown producer must begin at sequence 0, so that a batch overtaken by its successor is noticed.
+
+use std::collections::{HashMap, VecDeque};
+
+use millrace_record::BatchHeader;
+
+/// How many batches of a producer are remembered: as many as a client may have in flight.
+const REMEMBERED: usize = 5;
+/// Producers remembered for one partition; beyond that the one that was idle longest is forgotten.
+const MAX_PRODUCERS: usize = 20_000;
+
+/// Why a batch's sequence is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SequenceError {
+    /// The batch does not follow the last one.
+    #[error(
+        "producer {producer_id} sent sequence {sequence} where {expected} is next; an earlier batch is missing"
+    )]
+    OutOfOrder {
+        /// Whose batch.
+        producer_id: i64,
+        /// Its base sequence.
+        sequence: i32,
+        /// What would have been accepted.
+        expected: i32,
+    },
+    /// The batch is in the log already, but its offset is no longer remembered.
+    #[error(
+        "producer {producer_id} sent sequence {sequence} again; it is in the log, its offset is no longer known"
+    )]
+    Duplicate {
+        /// Whose batch.
+        producer_id: i64,
+        /// Its base sequence.
+        sequence: i32,
+    },
+    /// A newer epoch has written.
+    #[error("producer {producer_id} with epoch {epoch} is fenced: epoch {current} has taken over")]
+    Fenced {
+        /// Whose batch.
+        producer_id: i64,
+        /// Its epoch.
+        epoch: i16,
+        /// The epoch that has written.
+        current: i16,
+    },
+}
+
+/// What to do with a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Append,
+    Duplicate { base_offset: i64 },
+}
+
+/// A batch that was appended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Remembered {
+    base_sequence: i32,
+    last_sequence: i32,
+    base_offset: i64,
+    last_offset: i64,
+}
+
+/// What is known of one producer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Producer {
+    epoch: i16,
+    /// When it last wrote, milliseconds since the Unix epoch.
+    last_written_ms: i64,
+    /// Oldest first. Empty after a truncation that took all: then any sequence may follow.
+    batches: VecDeque<Remembered>,
+}
+
+/// The producers of one partition.
+#[derive(Debug, Default)]
+pub(super) struct Producers {
+    producers: HashMap<i64, Producer>,
+}
+
+impl Producers {
+    /// Checks a batch before it is appended.
+    pub(super) fn check(&self, header: &BatchHeader) -> Result<Verdict, SequenceError> {
+        if header.producer_id < 0 || header.attributes.is_control() {
+            return Ok(Verdict::Append);
+        }
+        let (producer_id, sequence) = (header.producer_id, header.base_sequence);
+        let out_of_order = |expected| SequenceError::OutOfOrder {
+            producer_id,
+            sequence,
+            expected,
+        };
+        let Some(producer) = self.producers.get(&producer_id) else {
+            return if sequence == 0 {
+                Ok(Verdict::Append)
+            } else {
+                Err(out_of_order(0))
+            };
+        };
+        if header.producer_epoch < producer.epoch {
+            return Err(SequenceError::Fenced {
+                producer_id,
+                epoch: header.producer_epoch,
+                current: producer.epoch,
+            });
+        }
+        if header.producer_epoch > producer.epoch {
+            return if sequence == 0 {
+                Ok(Verdict::Append)
+            } else {
+                Err(out_of_order(0))
+            };
+        }
+        let Some(last) = producer.batches.back() else {
+            return Ok(Verdict::Append);
+        };
+        let expected = next_sequence(last.last_sequence);
+        if sequence == expected {
+            return Ok(Verdict::Append);
+        }
+        let original = producer
+            .batches
+            .iter()
+            .find(|b| b.base_sequence == sequence && b.last_sequence == header.last_sequence());
+        match original {
+            Some(original) => Ok(Verdict::Duplicate {
+                base_offset: original.base_offset,
+            }),
+            // Sequences wrap: "before" is the nearer half of the circle.
+            None if sequence.wrapping_sub(expected) & i32::MAX > i32::MAX / 2 => {
+                Err(SequenceError::Duplicate {
+                    producer_id,
+                    sequence,
+                })
+            }
+            None => Err(out_of_order(expected)),
+        }
+    }
+
+    /// Takes note of an appended batch. Returns what was known before, for [`Self::restore`].
+    pub(super) fn appended(
+        &mut self,
+        header: &BatchHeader,
+        base_offset: i64,
+        now_ms: i64,
+    ) -> Option<Producer> {
+        if header.producer_id < 0 {
+            return None;
+        }
+        if self.producers.len() >= MAX_PRODUCERS
+            && !self.producers.contains_key(&header.producer_id)
+        {
+            let idlest = self
+                .producers
+                .iter()
+                .min_by_key(|(_, producer)| producer.last_written_ms);
+            if let Some(id) = idlest.map(|(id, _)| *id) {
+                self.producers.remove(&id);
+            }
+        }
+        let before = self.producers.get(&header.producer_id).cloned();
+        let producer = self
+            .producers
+            .entry(header.producer_id)
+            .or_insert_with(|| Producer {
+                epoch: header.producer_epoch,
+                last_written_ms: now_ms,
+                batches: VecDeque::with_capacity(REMEMBERED),
+            });
+        if header.producer_epoch != producer.epoch {
+            producer.epoch = header.producer_epoch;
+            producer.batches.clear();
+        }
+        producer.last_written_ms = now_ms;
+        if header.attributes.is_control() {
+            return before;
+        }
+        if producer.batches.len() == REMEMBERED {
+            producer.batches.pop_front();
+        }
+        producer.batches.push_back(Remembered {
+            base_sequence: header.base_sequence,
+            last_sequence: header.last_sequence(),
+            base_offset,
+            last_offset: base_offset + i64::from(header.last_offset_delta),
+        });
+        before
+    }
+
+    /// Undoes [`Self::appended`].
+    pub(super) fn restore(&mut self, producer_id: i64, before: Option<Producer>) {
+        match before {
+            Some(producer) => self.producers.insert(producer_id, producer),
+            None => self.producers.remove(&producer_id),
+        };
+    }
+
+    /// Forgets the batches at and after `offset`. Returns the producers that changed.
+    pub(super) fn truncate(&mut self, offset: i64) -> Vec<i64> {
+        let mut changed = Vec::new();
+        for (id, producer) in &mut self.producers {
+            let before = producer.batches.len();
+            producer.batches.retain(|batch| batch.last_offset < offset);
+            if producer.batches.len() != before {
+                changed.push(*id);
+            }
+        }
+        changed
+    }
+
+    /// Forgets producers that last wrote before `deadline_ms`. Returns their ids.
+    pub(super) fn expire(&mut self, deadline_ms: i64) -> Vec<i64> {
+        let expired: Vec<i64> = self
+            .producers
+            .iter()
+            .filter(|(_, p)| p.last_written_ms < deadline_ms)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in &expired {
+            self.producers.remove(id);
+        }
+        expired
+    }
+
+    /// The stored form of one producer, if it is known.
+    pub(super) fn encode(&self, producer_id: i64) -> Option<Vec<u8>> {
+        self.producers.get(&producer_id).map(Producer::encode)
+    }
+
+    /// Takes in the stored form of one producer. `None` if the value is damaged.
+    pub(super) fn load(&mut self, producer_id: i64, value: &[u8]) -> Option<()> {
+        self.producers.insert(producer_id, Producer::decode(value)?);
+        Some(())
+    }
+}
+
+impl Producer {
+    /// format u8 = 1, epoch i16, last written i64, then for each batch: base sequence i32, last sequence i32, base offset i64,
+    /// last offset i64; big-endian. Since format 1.
+    fn encode(&self) -> Vec<u8> {
+        let mut value = vec![1];
+        value.extend_from_slice(&self.epoch.to_be_bytes());
+        value.extend_from_slice(&self.last_written_ms.to_be_bytes());
+        for batch in &self.batches {
+            value.extend_from_slice(&batch.base_sequence.to_be_bytes());
+            value.extend_from_slice(&batch.last_sequence.to_be_bytes());
+            value.extend_from_slice(&batch.base_offset.to_be_bytes());
+            value.extend_from_slice(&batch.last_offset.to_be_bytes());
+        }
+        value
+    }
+
+    fn decode(value: &[u8]) -> Option<Producer> {
+        let (1, rest) = value.split_first()? else {
+            return None;
+        };
+        let (epoch, rest) = rest.split_first_chunk::<2>()?;
+        let (last_written, rest) = rest.split_first_chunk::<8>()?;
+        let (batches, []) = rest.as_chunks::<24>() else {
+            return None;
+        };
+        let batch = |b: &[u8; 24]| {
+            Some(Remembered {
+                base_sequence: i32::from_be_bytes(b[..4].try_into().ok()?),
+                last_sequence: i32::from_be_bytes(b[4..8].try_into().ok()?),
+                base_offset: i64::from_be_bytes(b[8..16].try_into().ok()?),
+                last_offset: i64::from_be_bytes(b[16..].try_into().ok()?),
+            })
+        };
+        Some(Producer {
+            epoch: i16::from_be_bytes(*epoch),
+            last_written_ms: i64::from_be_bytes(*last_written),
+            batches: batches.iter().map(batch).collect::<Option<_>>()?,
+        })
+    }
+}
+
+/// Sequences count from 0 to `i32::MAX` and begin again.
+fn next_sequence(last: i32) -> i32 {
+    if last == i32::MAX { 0 } else { last + 1 }
+}
+
+#[cfg(test)]
+mod tests {
+    use millrace_record::{BatchBuilder, BatchOptions, ProducerState};
+
+    use super::*;
+
+    fn header(producer_id: i64, epoch: i16, base_sequence: i32, records: usize) -> BatchHeader {
+        let producer = Some(ProducerState {
+            id: producer_id,
+            epoch,
+            base_sequence,
+        });
+        let mut builder = BatchBuilder::new(BatchOptions {
+            producer,
+            ..BatchOptions::default()
+        });
+        for _ in 0..records {
+            builder.append(0, None, None, &[]);
+        }
+        BatchHeader::parse(&builder.build().unwrap()).unwrap()
+    }
+
+    fn producers_after(batches: &[(i16, i32, usize)]) -> Producers {
+        let mut producers = Producers::default();
+        let mut offset = 0;
+        for &(epoch, sequence, records) in batches {
+            let header = header(1, epoch, sequence, records);
+            assert_eq!(producers.check(&header), Ok(Verdict::Append));
+            producers.appended(&header, offset, 0);
+            offset += records as i64;
+        }
+        producers
+    }
+
+    #[test]
+    fn a_batch_sent_again_is_answered_with_its_original_offset() {
+        let producers = producers_after(&[(0, 0, 10), (0, 10, 5), (0, 15, 1)]);
+        for (sequence, records, base_offset) in [(0, 10, 0), (10, 5, 10), (15, 1, 15)] {
+            assert_eq!(
+                producers.check(&header(1, 0, sequence, records)),
+                Ok(Verdict::Duplicate { base_offset })
+            );
+        }
+        assert_eq!(producers.check(&header(1, 0, 16, 3)), Ok(Verdict::Append));
+    }
+
+    #[test]
+    fn a_gap_is_refused_and_an_unknown_producer_begins_at_zero() {
+        let producers = producers_after(&[(0, 0, 10)]);
+        let refused = |sequence, expected| {
+            Err(SequenceError::OutOfOrder {
+                producer_id: 1,
+                sequence,
+                expected,
+            })
+        };
+        assert_eq!(producers.check(&header(1, 0, 11, 1)), refused(11, 10));
+        assert_eq!(
+            Producers::default().check(&header(1, 0, 7, 1)),
+            refused(7, 0)
+        );
+    }
+
+    #[test]
+    fn an_old_duplicate_is_told_from_a_gap() {
+        let batches: Vec<_> = (0..10).map(|i| (0, i, 1)).collect();
+        let producers = producers_after(&batches);
+        let old = SequenceError::Duplicate {
+            producer_id: 1,
+            sequence: 2,
+        };
+        assert_eq!(producers.check(&header(1, 0, 2, 1)), Err(old));
+    }
+
+    #[test]
+    fn a_newer_epoch_fences_the_older_one() {
+        let producers = producers_after(&[(0, 0, 10), (1, 0, 1)]);
+        let fenced = SequenceError::Fenced {
+            producer_id: 1,
+            epoch: 0,
+            current: 1,
+        };
+        assert_eq!(producers.check(&header(1, 0, 10, 1)), Err(fenced));
+        assert!(producers.check(&header(1, 2, 5, 1)).is_err());
+        assert_eq!(producers.check(&header(1, 2, 0, 1)), Ok(Verdict::Append));
+    }
+
+    #[test]
+    fn sequences_wrap() {
+        let mut producers = Producers::default();
+        producers.appended(&header(1, 0, i32::MAX - 1, 2), 0, 0);
+        assert_eq!(producers.check(&header(1, 0, 0, 1)), Ok(Verdict::Append));
+    }
+
+    #[test]
+    fn the_stored_form_keeps_everything() {
+        let producers = producers_after(&[(0, 0, 10), (0, 10, 5)]);
+        let mut loaded = Producers::default();
+        loaded.load(1, &producers.encode(1).unwrap()).unwrap();
+        assert_eq!(loaded.producers, producers.producers);
+        assert_eq!(loaded.load(2, &[2, 0]), None);
+        assert_eq!(loaded.load(2, &producers.encode(1).unwrap()[..20]), None);
+    }
+
+    #[test]
+    fn truncation_forgets_what_it_removed() {
+        let mut producers = producers_after(&[(0, 0, 10), (0, 10, 5)]);
+        assert_eq!(producers.truncate(12), vec![1]);
+        assert_eq!(producers.check(&header(1, 0, 10, 5)), Ok(Verdict::Append));
+        producers.truncate(0);
+        assert_eq!(producers.check(&header(1, 0, 99, 1)), Ok(Verdict::Append));
+    }
+
+    #[test]
+    fn idle_producers_expire() {
+        let mut producers = producers_after(&[(0, 0, 1)]);
+        assert!(producers.expire(0).is_empty());
+        assert_eq!(producers.expire(1), vec![1]);
+        assert!(producers.encode(1).is_none());
+    }
+}

@@ -1,0 +1,210 @@
+//! Retention: moves log start offsets forward and gives the space back, without rewriting what stays.
+//!
+//! A partition loses whole runs, oldest first, never the active one. A generation of which nothing is live any more goes as a
+//! file. Where topics with different retention share a generation, it is rewritten once more than half of it is dead,
+//! hence each byte that stays at most about once for each halving.
+
+use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
+
+use bytesize::ByteSize;
+use rocksdb::{BottommostLevelCompaction, CompactOptions, WriteBatch};
+use tracing::{debug, info};
+
+use crate::now_ms;
+
+use super::{
+    Generation, PartitionId, PartitionLog, StorageError,
+    db::Db,
+    keys,
+    run::Run,
+    writer::{GenerationBytes, Generations},
+};
+
+/// Applies the partition's retention. Returns the bytes that it lost.
+pub(super) fn apply(
+    db: &Db,
+    generations: &Generations,
+    log: &PartitionLog,
+) -> Result<u64, StorageError> {
+    let retention = log.config().retention;
+    if retention.time.is_none() && retention.bytes.is_none() {
+        return Ok(0);
+    }
+    let oldest_ms = retention
+        .time
+        .map(|time| now_ms().saturating_sub(millis(time)));
+    let mut size = log.size_bytes();
+    let mut dead = Vec::new();
+    db.each_run(log.id, log.log_start(), |run| {
+        let too_old = oldest_ms.is_some_and(|oldest| run.max_timestamp < oldest);
+        let too_much = retention
+            .bytes
+            .is_some_and(|limit| size.saturating_sub(run.bytes) >= limit);
+        if too_old || too_much {
+            size = size.saturating_sub(run.bytes);
+            dead.push(run);
+        }
+        Ok(too_old || too_much)
+    })?;
+    remove(db, generations, log, &dead)
+}
+
+/// Removes the oldest runs of a partition.
+fn remove(
+    db: &Db,
+    generations: &Generations,
+    log: &PartitionLog,
+    dead: &[Run],
+) -> Result<u64, StorageError> {
+    let Some(last) = dead.last() else {
+        return Ok(0);
+    };
+    let log_start = last.last_offset + 1;
+    let mut batch = WriteBatch::default();
+    // The log start offset comes first in the same write: reads are clipped to it, whatever files still hold.
+    batch.put_cf(db.meta(), keys::log_start(log.id), log_start.to_be_bytes());
+    let mut freed = 0;
+    let mut table = generations.lock();
+    for run in dead {
+        batch.delete_cf(db.run(), keys::run(log.id, run.last_offset));
+        freed += run.bytes;
+        if let Some(bytes) = table.get_mut(&run.generation) {
+            bytes.live = bytes.live.saturating_sub(run.bytes);
+            batch.put_cf(db.meta(), keys::generation(run.generation), bytes.encode());
+        }
+    }
+    db.write(batch, false)?;
+    drop(table);
+    db.set_log_start(log.id, log_start);
+    log.advance_log_start(log_start, last.cumulative_bytes);
+    debug!(topic = %log.topic, partition = log.index, log_start, freed, "retention");
+    Ok(freed)
+}
+
+/// Gives the space of dead generations back. Blocks for as long as rewriting takes, if any is due.
+pub(super) fn reclaim(db: &Db, generations: &Generations) -> Result<(), StorageError> {
+    let table: BTreeMap<Generation, GenerationBytes> = generations.lock().clone();
+    let dead: Vec<Generation> = table
+        .iter()
+        .filter(|(_, bytes)| bytes.live == 0)
+        .map(|(generation, _)| *generation)
+        .collect();
+    // A file may hold several generations: neighbours go together, so that it lies within one range.
+    for span in dead.chunk_by(|a, b| a.0 + 1 == b.0) {
+        if let (Some(first), Some(last)) = (span.first(), span.last()) {
+            db.rocks()
+                .delete_file_in_range_cf(db.log(), first_key(*first), last_key(*last))?;
+        }
+    }
+    for (&generation, &bytes) in &table {
+        if bytes.live > 0 && bytes.live < bytes.total / 2 {
+            rewrite(db, generations, generation, bytes)?;
+        }
+    }
+    forget(db, generations, &dead)
+}
+
+/// Drops dead generations from the table once no file holds them.
+fn forget(db: &Db, generations: &Generations, dead: &[Generation]) -> Result<(), StorageError> {
+    if dead.is_empty() {
+        return Ok(());
+    }
+    let files = log_files(db)?;
+    let mut gone = Vec::new();
+    for &generation in dead {
+        let holders: Vec<_> = files
+            .iter()
+            .filter(|file| file.generations.contains(&generation))
+            .collect();
+        if holders.iter().any(|file| file.level == 0) {
+            // On its way down; tried again next time.
+            continue;
+        }
+        if !holders.is_empty() {
+            // Shares a file with a live one: the compaction filter takes it out.
+            compact(db, generation);
+        }
+        gone.push(generation);
+    }
+    let mut batch = WriteBatch::default();
+    let mut freed = 0;
+    let mut table = generations.lock();
+    for generation in &gone {
+        batch.delete_cf(db.meta(), keys::generation(*generation));
+        freed += table.remove(generation).map_or(0, |bytes| bytes.total);
+    }
+    drop(table);
+    db.write(batch, false)?;
+    if !gone.is_empty() {
+        info!(generations = gone.len(), freed = %ByteSize(freed), "retention gave space back");
+    }
+    Ok(())
+}
+
+/// Rewrites one generation without its dead part: the compaction filter drops what is below the log start offsets.
+fn rewrite(
+    db: &Db,
+    generations: &Generations,
+    generation: Generation,
+    bytes: GenerationBytes,
+) -> Result<(), StorageError> {
+    compact(db, generation);
+    let mut batch = WriteBatch::default();
+    if let Some(entry) = generations.lock().get_mut(&generation) {
+        entry.total = bytes.live;
+        batch.put_cf(db.meta(), keys::generation(generation), entry.encode());
+    }
+    db.write(batch, false)?;
+    info!(generation = generation.0, kept = %ByteSize(bytes.live), dropped = %ByteSize(bytes.total - bytes.live), "rewrote a generation that was mostly dead");
+    Ok(())
+}
+
+/// Runs the compaction filter over the files that hold a generation.
+fn compact(db: &Db, generation: Generation) {
+    let mut options = CompactOptions::default();
+    options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
+    options.set_exclusive_manual_compaction(false);
+    db.rocks().compact_range_cf_opt(
+        db.log(),
+        Some(first_key(generation)),
+        Some(last_key(generation)),
+        &options,
+    );
+}
+
+/// A file of the log family.
+struct LogFile {
+    level: i32,
+    generations: RangeInclusive<Generation>,
+}
+
+fn log_files(db: &Db) -> Result<Vec<LogFile>, StorageError> {
+    let of = |key: &Option<Vec<u8>>| {
+        key.as_deref()
+            .and_then(keys::parse_log)
+            .map(|(generation, ..)| generation)
+    };
+    let files = db.rocks().live_files()?;
+    let log_files = files
+        .iter()
+        .filter(|file| file.column_family_name == keys::LOG);
+    let file = |file: &rocksdb::LiveFile| {
+        Some(LogFile {
+            level: file.level,
+            generations: of(&file.start_key)?..=of(&file.end_key)?,
+        })
+    };
+    Ok(log_files.filter_map(file).collect())
+}
+
+fn first_key(generation: Generation) -> [u8; keys::LOG_KEY_LEN] {
+    keys::log(generation, PartitionId(0), 0)
+}
+
+fn last_key(generation: Generation) -> [u8; keys::LOG_KEY_LEN] {
+    keys::log(generation, PartitionId(u32::MAX), i64::MAX)
+}
+
+fn millis(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
+}

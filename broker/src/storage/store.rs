@@ -1,0 +1,447 @@
+//! The store: topics and partitions by name, and the threads that write, sync and retain.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        mpsc::{RecvTimeoutError, Sender, channel},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use parking_lot::{Mutex, RwLock};
+use rocksdb::WriteBatch;
+use tokio::sync::{Semaphore, oneshot};
+use tracing::{error, info, warn};
+use uuid::Uuid;
+
+use super::{
+    Append, Appended, DiskSpace, DiskState, Durability, LogConfig, PartitionAppend, PartitionId,
+    PartitionLog, ReadBatches, RecoveryReport, StorageError, StorageOptions,
+    db::Db,
+    keys, read,
+    recovery::{self, Recovered, StoreDescriptor, TopicDescriptor, encode_json},
+    retention,
+    syncer::Syncer,
+    writer::{Command, Generations, TailBudget, Writer},
+};
+
+/// Room in the writer's queue is counted in this many bytes.
+const ROOM_UNIT: usize = 1 << 10;
+/// How often the volume's free space is looked at. What is written in between must fit into the reserve.
+const DISK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// One broker's store.
+pub struct Store {
+    db: Arc<Db>,
+    disk: Arc<DiskSpace>,
+    generations: Generations,
+    topics: RwLock<BTreeMap<String, StoredTopic>>,
+    descriptor: Mutex<StoreDescriptor>,
+    next_producer_id: Mutex<i64>,
+    writer: Sender<Command>,
+    room: Arc<Semaphore>,
+    room_units: u32,
+    threads: Mutex<Threads>,
+}
+
+struct Threads {
+    writer: Option<JoinHandle<()>>,
+    housekeeper: Option<(Sender<()>, JoinHandle<()>)>,
+}
+
+/// A topic that the store holds.
+#[derive(Clone, Debug)]
+pub struct StoredTopic {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Given when it was created; another topic of the same name has another.
+    pub topic_id: Uuid,
+    /// By index.
+    pub partitions: Vec<StoredPartition>,
+}
+
+/// A partition that the store holds.
+pub type StoredPartition = Arc<PartitionLog>;
+
+impl Store {
+    /// Opens or creates the store and starts its threads.
+    pub fn open(options: StorageOptions) -> Result<(Arc<Store>, RecoveryReport), StorageError> {
+        let db = Arc::new(Db::open(&options)?);
+        let Recovered {
+            store,
+            topics,
+            slots,
+            generations,
+            generation,
+            active,
+            report,
+        } = recovery::recover(&db, &options)?;
+        let stored = topics.into_iter().map(|(name, descriptor)| {
+            let name: Arc<str> = name.into();
+            let partitions = descriptor
+                .partitions
+                .iter()
+                .filter_map(|id| slots.get(&PartitionId(*id)))
+                .map(|s| s.log.clone());
+            let topic = StoredTopic {
+                name: name.clone(),
+                topic_id: descriptor.topic_id,
+                partitions: partitions.collect(),
+            };
+            (name.to_string(), topic)
+        });
+        let topics = RwLock::new(stored.collect());
+        let disk = Arc::new(DiskSpace::new(db.path(), options.min_free_bytes));
+        let generations = Generations::new(Mutex::new(generations));
+        let thread_failed = |error: std::io::Error| {
+            StorageError::Rocks(format!("a thread can't be started: {error}"))
+        };
+        let syncer = match options.durability {
+            Durability::Os => None,
+            Durability::Fsync => {
+                Some(Syncer::start(db.clone(), disk.clone()).map_err(thread_failed)?)
+            }
+        };
+        let next_producer_id = match db.get_meta(keys::NEXT_PRODUCER_ID)? {
+            Some(value) => {
+                i64::from_be_bytes(value.try_into().map_err(|_| StorageError::Corrupt {
+                    what: "the next producer id".into(),
+                })?)
+            }
+            None => 1,
+        };
+        let writer = Writer {
+            db: db.clone(),
+            disk: disk.clone(),
+            generations: generations.clone(),
+            syncer,
+            slots,
+            generation,
+            active,
+            tail: TailBudget::new(options.tail_cache_bytes),
+            tainted: false,
+            options: options.clone(),
+        };
+        let (sender, queue) = channel();
+        let writer = std::thread::Builder::new()
+            .name("writer".into())
+            .spawn(move || writer.run(&queue));
+        let room_units = u32::try_from(options.queued_bytes / ROOM_UNIT).unwrap_or(u32::MAX >> 3);
+        let store = Arc::new(Store {
+            db,
+            disk,
+            generations,
+            topics,
+            descriptor: Mutex::new(store),
+            next_producer_id: Mutex::new(next_producer_id),
+            writer: sender,
+            room: Arc::new(Semaphore::new(room_units as usize)),
+            room_units,
+            threads: Mutex::new(Threads {
+                writer: Some(writer.map_err(thread_failed)?),
+                housekeeper: None,
+            }),
+        });
+        let housekeeper = store
+            .start_housekeeper(options.retention_interval)
+            .map_err(thread_failed)?;
+        store.threads.lock().housekeeper = Some(housekeeper);
+        Ok((store, report))
+    }
+
+    /// Free space, and whether writes are accepted.
+    pub fn disk(&self) -> &DiskSpace {
+        &self.disk
+    }
+
+    /// The store's id: a store that lost its data is another one.
+    pub fn store_id(&self) -> Uuid {
+        self.descriptor.lock().store_id
+    }
+
+    /// How many times the store was opened.
+    pub fn incarnation(&self) -> i32 {
+        self.descriptor.lock().incarnation
+    }
+
+    /// All topics, by name.
+    pub fn topics(&self) -> Vec<StoredTopic> {
+        self.topics.read().values().cloned().collect()
+    }
+
+    /// A topic by its name.
+    pub fn topic(&self, name: &str) -> Option<StoredTopic> {
+        self.topics.read().get(name).cloned()
+    }
+
+    /// A partition by its topic's name and its index; the number of partitions if only the topic exists.
+    pub fn partition(&self, topic: &str, index: i32) -> Result<StoredPartition, Option<usize>> {
+        let topics = self.topics.read();
+        let topic = topics.get(topic).ok_or(None)?;
+        let index = usize::try_from(index).map_err(|_| Some(topic.partitions.len()))?;
+        topic
+            .partitions
+            .get(index)
+            .cloned()
+            .ok_or(Some(topic.partitions.len()))
+    }
+
+    /// Creates the topic, or grows it to `partitions` and changes its configuration. It never loses partitions. Blocks.
+    pub fn ensure_topic(
+        &self,
+        name: &str,
+        partitions: usize,
+        config: LogConfig,
+    ) -> Result<StoredTopic, StorageError> {
+        let mut topics = self.topics.write();
+        let existing = topics.get(name);
+        let mut logs = existing
+            .map(|topic| topic.partitions.clone())
+            .unwrap_or_default();
+        let topic_id = existing.map_or_else(Uuid::new_v4, |topic| topic.topic_id);
+        let unchanged = existing.is_some()
+            && logs.len() >= partitions
+            && logs.iter().all(|log| log.config() == config);
+        if let (true, Some(topic)) = (unchanged, existing) {
+            return Ok(topic.clone());
+        }
+        let name: Arc<str> = name.into();
+        let mut descriptor = self.descriptor.lock();
+        let mut next = descriptor.clone();
+        for index in logs.len()..partitions {
+            let id = PartitionId(next.next_partition_id);
+            next.next_partition_id += 1;
+            let index = i32::try_from(index).unwrap_or(i32::MAX);
+            let log = PartitionLog::new(
+                id,
+                name.clone(),
+                index,
+                config,
+                0,
+                0,
+                (0, 0),
+                next.incarnation,
+            );
+            logs.push(Arc::new(log));
+        }
+        let stored = TopicDescriptor {
+            topic_id,
+            partitions: logs.iter().map(|log| log.id.0).collect(),
+            config,
+        };
+        let mut batch = WriteBatch::default();
+        batch.put_cf(self.db.meta(), keys::STORE, encode_json(&next)?);
+        batch.put_cf(self.db.meta(), keys::topic(&name), encode_json(&stored)?);
+        self.db.write(batch, true)?;
+        *descriptor = next;
+        for log in &logs {
+            log.set_config(config);
+        }
+        let topic = StoredTopic {
+            name: name.clone(),
+            topic_id,
+            partitions: logs,
+        };
+        topics.insert(name.to_string(), topic.clone());
+        Ok(topic)
+    }
+
+    /// A producer id that this store has never given out. Blocks.
+    pub fn allocate_producer_id(&self) -> Result<i64, StorageError> {
+        let mut next = self.next_producer_id.lock();
+        let mut batch = WriteBatch::default();
+        batch.put_cf(
+            self.db.meta(),
+            keys::NEXT_PRODUCER_ID,
+            (*next + 1).to_be_bytes(),
+        );
+        self.db.write(batch, false)?;
+        *next += 1;
+        Ok(*next - 1)
+    }
+
+    /// Appends. Waits for room in the queue; what it returns resolves when the append is as durable as configured. Appends to
+    /// one partition keep the order of these calls.
+    pub async fn append(
+        &self,
+        partitions: Vec<PartitionAppend>,
+    ) -> Result<oneshot::Receiver<Vec<Result<Appended, StorageError>>>, StorageError> {
+        self.disk.check()?;
+        let bytes: usize = partitions.iter().map(PartitionAppend::size).sum();
+        let units = u32::try_from(bytes / ROOM_UNIT + partitions.len())
+            .unwrap_or(u32::MAX)
+            .min(self.room_units);
+        let room = self
+            .room
+            .clone()
+            .acquire_many_owned(units)
+            .await
+            .map_err(|_| StorageError::Closed)?;
+        let (reply, answer) = oneshot::channel();
+        let append = Append {
+            partitions,
+            reply,
+            room: Some(room),
+        };
+        self.writer
+            .send(Command::Append(append))
+            .map_err(|_| StorageError::Closed)?;
+        Ok(answer)
+    }
+
+    /// Reads from `offset`, which must be between the log start offset and the high watermark, whole batches up to `max_bytes`;
+    /// the first comes whatever its size if `at_least_one`. Only from memory: `Ok(None)` means that [`Self::read_disk`] has it.
+    pub fn read_memory(
+        &self,
+        log: &PartitionLog,
+        offset: i64,
+        max_bytes: usize,
+        at_least_one: bool,
+    ) -> Result<Option<ReadBatches>, StorageError> {
+        read::read_memory(log, offset, max_bytes, at_least_one)
+    }
+
+    /// As [`Self::read_memory`], from RocksDB. Blocks.
+    pub fn read_disk(
+        &self,
+        log: &PartitionLog,
+        offset: i64,
+        max_bytes: usize,
+        at_least_one: bool,
+    ) -> Result<ReadBatches, StorageError> {
+        read::read_disk(&self.db, log, offset, max_bytes, at_least_one)
+    }
+
+    /// The first record whose timestamp is at or after `timestamp_ms`: its offset and timestamp. Blocks.
+    pub fn find_timestamp(
+        &self,
+        log: &PartitionLog,
+        timestamp_ms: i64,
+    ) -> Result<Option<(i64, i64)>, StorageError> {
+        read::find_timestamp(&self.db, log, timestamp_ms)
+    }
+
+    /// Removes all batches that reach to or beyond `offset`; returns the new log end offset.
+    pub async fn truncate(&self, log: &StoredPartition, offset: i64) -> Result<i64, StorageError> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Truncate {
+            log: log.clone(),
+            offset,
+            reply,
+        };
+        self.writer
+            .send(command)
+            .map_err(|_| StorageError::Closed)?;
+        answer.await.map_err(|_| StorageError::Closed)?
+    }
+
+    /// Ends the active generation, so that retention can act on it.
+    pub async fn seal(&self) -> Result<(), StorageError> {
+        let (reply, answer) = oneshot::channel();
+        self.writer
+            .send(Command::Seal { reply })
+            .map_err(|_| StorageError::Closed)?;
+        answer.await.map_err(|_| StorageError::Closed)?
+    }
+
+    /// Applies every partition's retention and gives the space back. Blocks.
+    pub fn retain(&self) -> Result<(), StorageError> {
+        for topic in self.topics() {
+            for log in &topic.partitions {
+                retention::apply(&self.db, &self.generations, log)?;
+            }
+        }
+        retention::reclaim(&self.db, &self.generations)
+    }
+
+    /// RocksDB's own statistics, as text.
+    pub fn statistics(&self) -> Option<String> {
+        self.db.statistics()
+    }
+
+    /// RocksDB's properties that tell of memory, files and stalls: (column family, property, value).
+    pub fn properties(&self) -> Vec<(&'static str, &'static str, u64)> {
+        const PROPERTIES: [&str; 6] = [
+            "rocksdb.cur-size-all-mem-tables",
+            "rocksdb.total-sst-files-size",
+            "rocksdb.live-sst-files-size",
+            "rocksdb.num-files-at-level0",
+            "rocksdb.actual-delayed-write-rate",
+            "rocksdb.is-write-stopped",
+        ];
+        let families = [
+            (keys::LOG, self.db.log()),
+            (keys::RUN, self.db.run()),
+            (keys::META, self.db.meta()),
+        ];
+        let all = families.into_iter().flat_map(|(name, family)| {
+            PROPERTIES.into_iter().filter_map(move |property| {
+                Some((name, property, self.db.property(family, property)?))
+            })
+        });
+        all.collect()
+    }
+
+    /// Finishes what was accepted and closes. Blocks.
+    pub fn close(&self) {
+        self.room.close();
+        let Threads {
+            writer,
+            housekeeper,
+        } = std::mem::replace(
+            &mut *self.threads.lock(),
+            Threads {
+                writer: None,
+                housekeeper: None,
+            },
+        );
+        if let Some((stop, thread)) = housekeeper {
+            drop(stop);
+            let _ = thread.join();
+        }
+        let _ = self.writer.send(Command::Stop);
+        if let Some(thread) = writer {
+            let _ = thread.join();
+        }
+    }
+
+    /// Watches free space and applies retention.
+    fn start_housekeeper(
+        self: &Arc<Self>,
+        interval: Duration,
+    ) -> std::io::Result<(Sender<()>, JoinHandle<()>)> {
+        let (stop, stopped) = channel::<()>();
+        let store = Arc::downgrade(self);
+        let body = move || {
+            let mut since_retention = Duration::ZERO;
+            while stopped.recv_timeout(DISK_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+                let Some(store) = store.upgrade() else { break };
+                since_retention += DISK_INTERVAL;
+                let became = store.disk.look();
+                if became == (DiskState::Enough, DiskState::Full) {
+                    warn!(
+                        free = store.disk.free_bytes(),
+                        "the disk is full: writes are refused, reads go on"
+                    );
+                } else if became == (DiskState::Full, DiskState::Enough) {
+                    info!(
+                        free = store.disk.free_bytes(),
+                        "the disk has room again: writes are accepted"
+                    );
+                }
+                if since_retention >= interval {
+                    since_retention = Duration::ZERO;
+                    if let Err(error) = store.retain() {
+                        error!(%error, "retention failed; trying again at the next interval");
+                    }
+                }
+            }
+        };
+        let thread = std::thread::Builder::new()
+            .name("housekeeper".into())
+            .spawn(body)?;
+        Ok((stop, thread))
+    }
+}

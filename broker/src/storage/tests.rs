@@ -1,0 +1,508 @@
+//! The store as a whole: real RocksDB in a temporary folder.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use millrace_record::{
+    BatchBuilder, BatchHeader, BatchOptions, ProducerState, TimestampType, decode,
+};
+
+use super::*;
+
+const CONFIG: LogConfig = LogConfig {
+    max_message_bytes: 1 << 20,
+    timestamp_type: TimestampType::CreateTime,
+    retention: Retention {
+        time: None,
+        bytes: None,
+    },
+};
+
+fn options(path: &Path) -> StorageOptions {
+    StorageOptions {
+        generation_bytes: 256 << 10,
+        tail_cache_bytes: 64 << 10,
+        min_free_bytes: 0,
+        ..StorageOptions::new(path)
+    }
+}
+
+fn open(path: &Path) -> (Arc<Store>, RecoveryReport) {
+    Store::open(options(path)).unwrap()
+}
+
+/// A batch of records with these values, stamped `timestamp_ms`.
+fn batch(values: &[&str], timestamp_ms: i64, producer: Option<ProducerState>) -> Bytes {
+    let mut builder = BatchBuilder::new(BatchOptions {
+        producer,
+        ..BatchOptions::default()
+    });
+    for value in values {
+        builder.append(timestamp_ms, None, Some(value.as_bytes()), &[]);
+    }
+    builder.build().unwrap()
+}
+
+async fn append(
+    store: &Store,
+    log: &StoredPartition,
+    batches: Vec<Bytes>,
+) -> Result<Appended, StorageError> {
+    let append = PartitionAppend::new(log.clone(), batches)?;
+    store.append(vec![append]).await?.await.unwrap().remove(0)
+}
+
+/// Everything from `offset` on, as (offset, value), read the way fetch does it.
+fn read_all(
+    store: &Store,
+    log: &PartitionLog,
+    offset: i64,
+    max_bytes: usize,
+) -> Vec<(i64, String)> {
+    let mut records = Vec::new();
+    let mut next = offset;
+    while next < log.high_watermark() {
+        let read = match store.read_memory(log, next, max_bytes, true).unwrap() {
+            Some(read) => read,
+            None => store.read_disk(log, next, max_bytes, true).unwrap(),
+        };
+        assert!(!read.batches.is_empty(), "no progress at {next}");
+        for batch in read.batches {
+            for record in decode(&batch, &Default::default()).unwrap() {
+                let record = record.unwrap();
+                if record.offset >= next {
+                    records.push((
+                        record.offset,
+                        String::from_utf8(record.value.unwrap().to_vec()).unwrap(),
+                    ));
+                }
+            }
+            next = BatchHeader::parse(&batch).unwrap().last_offset() + 1;
+        }
+    }
+    records
+}
+
+/// Appends `count` batches of three records round robin over the partitions; the values tell where they belong.
+async fn fill(store: &Store, logs: &[StoredPartition], count: usize) {
+    let padding = "x".repeat(1000);
+    for i in 0..count {
+        let log = &logs[i % logs.len()];
+        let from = log.log_end();
+        let values: Vec<String> = (from..from + 3)
+            .map(|o| format!("{}/{o} {padding}", log.index))
+            .collect();
+        let values: Vec<&str> = values.iter().map(String::as_str).collect();
+        let appended = append(store, log, vec![batch(&values, i as i64, None)])
+            .await
+            .unwrap();
+        assert_eq!(appended.base_offset, from);
+    }
+}
+
+fn assert_contiguous(store: &Store, log: &PartitionLog, from: i64) {
+    for max_bytes in [1, 10_000, 1 << 20] {
+        let records = read_all(store, log, from, max_bytes);
+        assert_eq!(records.len() as i64, log.high_watermark() - from);
+        for (i, (offset, value)) in records.iter().enumerate() {
+            assert_eq!(*offset, from + i as i64);
+            assert!(
+                value.starts_with(&format!("{}/{offset} ", log.index)),
+                "{offset}: {value:.20}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_appended_is_read_back_from_memory_and_from_disk_over_many_generations() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = open(dir.path());
+    let topic = store.ensure_topic("t", 3, CONFIG).unwrap();
+    fill(&store, &topic.partitions, 900).await;
+    assert!(
+        store
+            .read_memory(&topic.partitions[0], 0, 1, true)
+            .unwrap()
+            .is_none(),
+        "the beginning left memory"
+    );
+    for log in &topic.partitions {
+        assert_eq!(log.log_end(), 900);
+        for from in [0, 1, 449, 898, 899] {
+            assert_contiguous(&store, log, from);
+        }
+    }
+    store.close();
+}
+
+#[tokio::test]
+async fn a_reopened_store_has_everything_after_a_clean_and_an_unclean_stop() {
+    let dir = tempfile::tempdir().unwrap();
+    let copy = tempfile::tempdir().unwrap();
+    let (store, report) = open(dir.path());
+    assert_eq!((report.incarnation, report.partitions), (1, 0));
+    let topic = store.ensure_topic("t", 2, CONFIG).unwrap();
+    fill(&store, &topic.partitions, 301).await;
+    // What kill -9 leaves: the files as they are, with the writer in the middle of a generation.
+    for entry in std::fs::read_dir(dir.path()).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+    }
+    store.close();
+    drop((topic, store));
+    for (path, clean) in [(dir.path(), true), (copy.path(), false)] {
+        let (store, report) = open(path);
+        assert_eq!(
+            (report.clean, report.incarnation, report.partitions),
+            (clean, 2, 2)
+        );
+        assert_eq!(report.replayed_batches > 0, !clean);
+        let topic = store.topic("t").unwrap();
+        let size: u64 = topic.partitions.iter().map(|log| log.size_bytes()).sum();
+        assert_eq!(report.bytes, size);
+        for log in &topic.partitions {
+            assert_contiguous(&store, log, 0);
+        }
+        fill(&store, &topic.partitions, 40).await;
+        for log in &topic.partitions {
+            assert_contiguous(&store, log, 0);
+        }
+        store.close();
+    }
+}
+
+#[tokio::test]
+async fn duplicates_get_their_original_offset_and_gaps_are_refused_across_restarts() {
+    let dir = tempfile::tempdir().unwrap();
+    let producer = |base_sequence| {
+        Some(ProducerState {
+            id: 7,
+            epoch: 0,
+            base_sequence,
+        })
+    };
+    {
+        let (store, _) = open(dir.path());
+        let topic = store.ensure_topic("t", 1, CONFIG).unwrap();
+        let log = &topic.partitions[0];
+        for sequence in 0..3 {
+            let appended = append(&store, log, vec![batch(&["a"], 0, producer(sequence))])
+                .await
+                .unwrap();
+            assert_eq!(appended.base_offset, i64::from(sequence));
+        }
+        // Two batches of one append, the first a duplicate: the second is appended.
+        let both = vec![batch(&["a"], 0, producer(2)), batch(&["b"], 0, producer(3))];
+        assert_eq!(append(&store, log, both).await.unwrap().base_offset, 2);
+        assert_eq!(log.log_end(), 4);
+        // All or none: the second does not follow, so the first is not appended either.
+        let gap = vec![batch(&["c"], 0, producer(4)), batch(&["d"], 0, producer(9))];
+        assert!(matches!(
+            append(&store, log, gap).await,
+            Err(StorageError::Sequence(SequenceError::OutOfOrder { .. }))
+        ));
+        assert_eq!(log.log_end(), 4);
+        store.close();
+    }
+    for _ in 0..2 {
+        let (store, _) = open(dir.path());
+        let log = store.partition("t", 0).unwrap();
+        assert_eq!(
+            append(&store, &log, vec![batch(&["a"], 0, producer(1))])
+                .await
+                .unwrap()
+                .base_offset,
+            1
+        );
+        assert!(
+            append(&store, &log, vec![batch(&["x"], 0, producer(8))])
+                .await
+                .is_err()
+        );
+        assert_eq!(log.log_end(), 4);
+        store.close();
+    }
+}
+
+#[tokio::test]
+async fn truncation_cuts_at_batch_bounds_in_active_and_sealed_generations_and_survives_a_restart() {
+    for (to, new_end) in [(890, 888), (400, 399), (3, 3), (0, 0)] {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = open(dir.path());
+        let topic = store.ensure_topic("t", 2, CONFIG).unwrap();
+        fill(&store, &topic.partitions, 600).await;
+        let [log, other] = &topic.partitions[..] else {
+            unreachable!()
+        };
+        assert_eq!(store.truncate(log, to).await.unwrap(), new_end);
+        assert_eq!((log.log_end(), log.high_watermark()), (new_end, new_end));
+        assert_contiguous(&store, log, 0);
+        fill(&store, &[log.clone()], 50).await;
+        assert_contiguous(&store, log, 0);
+        assert_contiguous(&store, other, 0);
+        let size = log.size_bytes();
+        store.close();
+        drop((topic, store));
+        let (store, _) = open(dir.path());
+        let log = store.partition("t", 0).unwrap();
+        assert_eq!((log.log_end(), log.size_bytes()), (new_end + 150, size));
+        assert_contiguous(&store, &log, 0);
+        store.close();
+    }
+}
+
+fn disk_bytes(path: &Path) -> u64 {
+    let files = std::fs::read_dir(path).unwrap();
+    let sst = files
+        .map(|file| file.unwrap())
+        .filter(|file| file.path().extension().is_some_and(|e| e == "sst"));
+    sst.map(|file| file.metadata().unwrap().len()).sum()
+}
+
+/// Retention and its files on the way down settle within this time or never.
+async fn until(what: &str, mut done: impl FnMut() -> bool) {
+    for _ in 0..200 {
+        if done() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("timed out: {what}");
+}
+
+#[tokio::test]
+async fn retention_by_size_keeps_the_newest_and_gives_the_space_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = open(dir.path());
+    let retention = Retention {
+        time: None,
+        bytes: Some(500_000),
+    };
+    let topic = store
+        .ensure_topic(
+            "t",
+            2,
+            LogConfig {
+                retention,
+                ..CONFIG
+            },
+        )
+        .unwrap();
+    fill(&store, &topic.partitions, 2000).await;
+    store.seal().await.unwrap();
+    let before = disk_bytes(dir.path());
+    until("space is given back", || {
+        store.retain().unwrap();
+        disk_bytes(dir.path()) < 2_200_000
+    })
+    .await;
+    assert!(before > 5_000_000, "{before}");
+    for log in &topic.partitions {
+        assert!(log.log_start() > 0);
+        assert!(
+            (500_000..900_000).contains(&log.size_bytes()),
+            "{}",
+            log.size_bytes()
+        );
+        assert_contiguous(&store, log, log.log_start());
+        assert!(matches!(
+            store.read_memory(log, 0, 1, true),
+            Err(StorageError::OffsetOutOfRange { .. })
+        ));
+    }
+    let bounds: Vec<_> = topic
+        .partitions
+        .iter()
+        .map(|log| (log.log_start(), log.log_end(), log.size_bytes()))
+        .collect();
+    store.close();
+    drop((topic, store));
+    let (store, _) = open(dir.path());
+    let topic = store.topic("t").unwrap();
+    let reopened: Vec<_> = topic
+        .partitions
+        .iter()
+        .map(|log| (log.log_start(), log.log_end(), log.size_bytes()))
+        .collect();
+    assert_eq!(bounds, reopened);
+    store.close();
+}
+
+#[tokio::test]
+async fn retention_by_time_spares_what_is_kept_for_ever_in_the_same_generations() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = open(dir.path());
+    // The batches' timestamps are near 1970: everything in a sealed generation is too old.
+    let retention = Retention {
+        time: Some(Duration::from_secs(3600)),
+        bytes: None,
+    };
+    let short = store
+        .ensure_topic(
+            "short",
+            1,
+            LogConfig {
+                retention,
+                ..CONFIG
+            },
+        )
+        .unwrap();
+    let kept = store.ensure_topic("kept", 1, CONFIG).unwrap();
+    // Three of four batches are short-lived.
+    let logs: Vec<_> = [&short, &short, &short, &kept]
+        .map(|topic| topic.partitions[0].clone())
+        .into();
+    fill(&store, &logs, 2000).await;
+    store.seal().await.unwrap();
+    until("the short-lived part is given back", || {
+        store.retain().unwrap();
+        disk_bytes(dir.path()) < 2_200_000
+    })
+    .await;
+    assert_eq!(
+        (logs[0].log_start(), logs[0].size_bytes()),
+        (logs[0].log_end(), 0)
+    );
+    assert_contiguous(&store, &logs[3], 0);
+    fill(&store, &logs, 100).await;
+    assert_contiguous(&store, &logs[0], logs[0].log_start());
+    store.close();
+}
+
+#[tokio::test]
+async fn a_byte_is_written_twice_and_never_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = open(dir.path());
+    let topic = store.ensure_topic("t", 10, CONFIG).unwrap();
+    fill(&store, &topic.partitions, 4000).await;
+    store.close();
+    let statistics = store.statistics().unwrap();
+    let ticker = |name: &str| -> u64 {
+        let line = statistics
+            .lines()
+            .find(|line| line.starts_with(&format!("{name} COUNT")))
+            .unwrap();
+        line.rsplit(' ').next().unwrap().parse().unwrap()
+    };
+    let produced: u64 = topic.partitions.iter().map(|log| log.size_bytes()).sum();
+    let written = ticker("rocksdb.wal.bytes")
+        + ticker("rocksdb.flush.write.bytes")
+        + ticker("rocksdb.compact.write.bytes");
+    let amplification = written as f64 / produced as f64;
+    assert!(amplification < 2.2, "{amplification:.3}");
+}
+
+#[tokio::test]
+async fn offsets_are_found_by_time_in_old_and_new_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = open(dir.path());
+    let topic = store.ensure_topic("t", 1, CONFIG).unwrap();
+    let log = &topic.partitions[0];
+    // Batch i is stamped i and holds the offsets from 3 i on.
+    fill(&store, &topic.partitions, 300).await;
+    for stamp in [0, 1, 150, 299] {
+        assert_eq!(
+            store.find_timestamp(log, stamp).unwrap(),
+            Some((3 * stamp, stamp))
+        );
+    }
+    assert_eq!(store.find_timestamp(log, -5).unwrap(), Some((0, 0)));
+    assert_eq!(store.find_timestamp(log, 300).unwrap(), None);
+    store.close();
+}
+
+#[tokio::test]
+async fn a_bad_batch_is_refused_and_leaves_other_partitions_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = open(dir.path());
+    let topic = store.ensure_topic("t", 2, CONFIG).unwrap();
+    let [bad, good] = &topic.partitions[..] else {
+        unreachable!()
+    };
+    let mut flipped = batch(&["a"], 0, None).to_vec();
+    *flipped.last_mut().unwrap() ^= 1;
+    assert!(matches!(
+        append(&store, bad, vec![flipped.into()]).await,
+        Err(StorageError::Batch(_))
+    ));
+    let large = batch(&["x".repeat(2 << 20).as_str()], 0, None);
+    assert!(matches!(
+        append(&store, bad, vec![large]).await,
+        Err(StorageError::TooLarge { .. })
+    ));
+    let control = BatchBuilder::new(BatchOptions {
+        control: true,
+        ..BatchOptions::default()
+    });
+    let mut control = control;
+    control.append(0, Some(b"\0\0\0\0"), Some(b""), &[]);
+    assert!(matches!(
+        append(&store, bad, vec![control.build().unwrap()]).await,
+        Err(StorageError::Control)
+    ));
+    assert_eq!(
+        append(&store, good, vec![batch(&["b"], 0, None)])
+            .await
+            .unwrap()
+            .base_offset,
+        0
+    );
+    assert_eq!(bad.log_end(), 0);
+    store.close();
+}
+
+#[tokio::test]
+async fn log_append_time_stamps_records_with_the_brokers_clock() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = open(dir.path());
+    let config = LogConfig {
+        timestamp_type: TimestampType::LogAppendTime,
+        ..CONFIG
+    };
+    let topic = store.ensure_topic("t", 1, config).unwrap();
+    let log = &topic.partitions[0];
+    let stamp = append(&store, log, vec![batch(&["a"], 5, None)])
+        .await
+        .unwrap()
+        .log_append_time_ms
+        .unwrap();
+    assert!((crate::now_ms() - stamp).abs() < 60_000);
+    let read = store.read_memory(log, 0, 1, true).unwrap().unwrap();
+    let record = decode(&read.batches[0], &Default::default())
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap();
+    assert_eq!(record.timestamp_ms, stamp);
+    store.close();
+}
+
+#[tokio::test]
+async fn with_fsync_nothing_is_readable_or_acknowledged_before_it_is_durable() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = StorageOptions {
+        durability: Durability::Fsync,
+        ..options(dir.path())
+    };
+    let (store, _) = Store::open(options).unwrap();
+    let topic = store.ensure_topic("t", 3, CONFIG).unwrap();
+    fill(&store, &topic.partitions, 60).await;
+    for log in &topic.partitions {
+        assert_eq!(log.high_watermark(), 60);
+        assert_contiguous(&store, log, 0);
+    }
+    store.close();
+}
+
+#[tokio::test]
+async fn a_second_store_on_the_same_folder_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = open(dir.path());
+    let second = Store::open(options(dir.path()));
+    assert!(
+        matches!(second, Err(StorageError::Open { .. })),
+        "a folder has one owner"
+    );
+    store.close();
+}

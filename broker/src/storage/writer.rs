@@ -1,0 +1,754 @@
+//! The one thread that appends. It drains a queue of appends into a single RocksDB write, so that one write to the WAL (and one
+//! fsync, where asked for) covers every partition's pending batches. Offsets, sequences and runs belong to it alone.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::{Bytes, BytesMut};
+use millrace_record::{
+    BatchHeader, TimestampType, set_base_offset, set_leader_epoch, set_log_append_time,
+};
+use parking_lot::Mutex;
+use rocksdb::WriteBatch;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tracing::{error, info, warn};
+
+use crate::now_ms;
+
+use super::{
+    DiskSpace, Generation, PartitionId, PartitionLog, StorageError, StorageOptions,
+    db::Db,
+    keys,
+    log::Published,
+    producers::{Producer, Producers, Verdict},
+    run::Run,
+    syncer::{Completion, Syncer},
+};
+
+/// Bytes of batches in one write at most. Larger groups gain nothing and hold up those who came first.
+const GROUP_BYTES: usize = 4 << 20;
+/// What an entry costs in the memtable beside its batch: key, node, length.
+const ENTRY_OVERHEAD: usize = 96;
+/// How often the writer looks at the generation's age.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Batches for several partitions, appended together and answered together.
+pub struct Append {
+    /// What goes where.
+    pub partitions: Vec<PartitionAppend>,
+    /// Gets one result for each partition, in their order, once the append is as durable as configured.
+    pub reply: oneshot::Sender<Vec<Result<Appended, StorageError>>>,
+    /// Room in the queue, given back with the reply.
+    pub(super) room: Option<OwnedSemaphorePermit>,
+}
+
+/// Checked batches for one partition: appended in order, all or none.
+pub struct PartitionAppend {
+    log: Arc<PartitionLog>,
+    batches: Vec<(BatchHeader, Bytes)>,
+}
+
+/// Where batches went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// The offset of the first record; of the original, for a duplicate.
+    pub base_offset: i64,
+    /// The timestamp given on append, if the topic asks for it; milliseconds since the Unix epoch.
+    pub log_append_time_ms: Option<i64>,
+    /// The partition's log start offset.
+    pub log_start: i64,
+}
+
+impl PartitionAppend {
+    /// Checks batches as they came from a producer: whole, not larger than the topic allows, checksum right.
+    pub fn new(log: Arc<PartitionLog>, batches: Vec<Bytes>) -> Result<Self, StorageError> {
+        let max = log.config().max_message_bytes;
+        let check = |batch: Bytes| {
+            if batch.len() > max {
+                return Err(StorageError::TooLarge {
+                    size: batch.len(),
+                    max,
+                });
+            }
+            let header = millrace_record::validate(&batch)?;
+            if header.attributes.is_control() {
+                return Err(StorageError::Control);
+            }
+            Ok((header, batch))
+        };
+        let batches = batches.into_iter().map(check).collect::<Result<_, _>>()?;
+        Ok(PartitionAppend { log, batches })
+    }
+
+    /// Bytes of the batches.
+    pub fn size(&self) -> usize {
+        self.batches.iter().map(|(_, bytes)| bytes.len()).sum()
+    }
+}
+
+/// What the writer is asked to do.
+pub(super) enum Command {
+    Append(Append),
+    /// Removes all batches that reach to or beyond `offset`.
+    Truncate {
+        log: Arc<PartitionLog>,
+        offset: i64,
+        reply: oneshot::Sender<Result<i64, StorageError>>,
+    },
+    /// Seals the active generation, if it holds anything.
+    Seal {
+        reply: oneshot::Sender<Result<(), StorageError>>,
+    },
+    Stop,
+}
+
+/// Bytes of batches in a sealed generation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct GenerationBytes {
+    pub total: u64,
+    /// Of these, what no retention has removed.
+    pub live: u64,
+}
+
+/// The sealed generations that hold data.
+pub(super) type Generations = Arc<Mutex<BTreeMap<Generation, GenerationBytes>>>;
+
+/// What the writer knows of a partition.
+pub(super) struct Slot {
+    pub log: Arc<PartitionLog>,
+    pub next_offset: i64,
+    pub run: Option<Run>,
+    pub cumulative_bytes: u64,
+    pub producers: Producers,
+    /// Producers that have written in the active generation: stored when it is sealed, replayed from it until then.
+    pub dirty_producers: HashSet<i64>,
+    /// Of the group being written.
+    staged: Vec<(i64, i64, Bytes)>,
+    before: Option<Before>,
+}
+
+/// To undo a group that could not be written.
+struct Before {
+    next_offset: i64,
+    run: Option<Run>,
+    cumulative_bytes: u64,
+    producers: Vec<(i64, Option<Producer>)>,
+}
+
+impl Slot {
+    pub(super) fn new(log: Arc<PartitionLog>, next_offset: i64, cumulative_bytes: u64) -> Self {
+        Slot {
+            log,
+            next_offset,
+            run: None,
+            cumulative_bytes,
+            producers: Producers::default(),
+            dirty_producers: HashSet::new(),
+            staged: Vec::new(),
+            before: None,
+        }
+    }
+
+    /// Extends the active run by a batch.
+    pub(super) fn extend_run(
+        &mut self,
+        generation: Generation,
+        base: i64,
+        last: i64,
+        bytes: u64,
+        max_timestamp: i64,
+    ) {
+        self.cumulative_bytes += bytes;
+        let run = self.run.get_or_insert(Run {
+            generation,
+            first_offset: base,
+            last_offset: last,
+            bytes: 0,
+            cumulative_bytes: 0,
+            max_timestamp,
+        });
+        run.last_offset = last;
+        run.bytes += bytes;
+        run.cumulative_bytes = self.cumulative_bytes;
+        run.max_timestamp = run.max_timestamp.max(max_timestamp);
+        self.next_offset = last + 1;
+    }
+
+    fn undo(&mut self) {
+        if let Some(before) = self.before.take() {
+            self.next_offset = before.next_offset;
+            self.run = before.run;
+            self.cumulative_bytes = before.cumulative_bytes;
+            for (producer_id, producer) in before.producers.into_iter().rev() {
+                self.producers.restore(producer_id, producer);
+            }
+        }
+        self.staged.clear();
+    }
+}
+
+/// The writer's state.
+pub(super) struct Writer {
+    pub db: Arc<Db>,
+    pub options: StorageOptions,
+    pub disk: Arc<DiskSpace>,
+    pub generations: Generations,
+    pub syncer: Option<Syncer>,
+    pub slots: HashMap<PartitionId, Slot>,
+    pub generation: Generation,
+    pub active: Active,
+    pub tail: TailBudget,
+    /// The last write failed: whether it is in the WAL is unknown, so nothing may follow it in the same generation.
+    pub tainted: bool,
+}
+
+/// The generation being filled.
+pub(super) struct Active {
+    pub bytes: u64,
+    pub memtable_bytes: usize,
+    pub since: Instant,
+    pub partitions: Vec<PartitionId>,
+}
+
+impl Active {
+    pub(super) fn empty() -> Self {
+        Active {
+            bytes: 0,
+            memtable_bytes: 0,
+            since: Instant::now(),
+            partitions: Vec::new(),
+        }
+    }
+
+    /// Counts what was written for a partition, before it is published.
+    fn note(&mut self, id: PartitionId, slot: &Slot) {
+        if self.bytes == 0 {
+            self.since = Instant::now();
+        }
+        if slot
+            .before
+            .as_ref()
+            .is_some_and(|before| before.run.is_none())
+        {
+            self.partitions.push(id);
+        }
+        for (_, _, batch) in &slot.staged {
+            self.bytes += batch.len() as u64;
+            self.memtable_bytes += batch.len() + ENTRY_OVERHEAD;
+        }
+    }
+}
+
+/// The batches in memory, oldest first, and what they may take in all.
+pub(super) struct TailBudget {
+    limit: usize,
+    used: usize,
+    tickets: u64,
+    order: VecDeque<(Arc<PartitionLog>, u64, usize)>,
+}
+
+impl TailBudget {
+    pub(super) fn new(limit: usize) -> Self {
+        TailBudget {
+            limit,
+            used: 0,
+            tickets: 0,
+            order: VecDeque::new(),
+        }
+    }
+
+    fn admit(&mut self, log: &Arc<PartitionLog>, bytes: usize) -> u64 {
+        self.tickets += 1;
+        self.used += bytes + ENTRY_OVERHEAD;
+        self.order
+            .push_back((log.clone(), self.tickets, bytes + ENTRY_OVERHEAD));
+        self.tickets
+    }
+
+    fn evict(&mut self) {
+        while self.used > self.limit
+            && let Some((log, ticket, bytes)) = self.order.pop_front()
+        {
+            log.evict(ticket);
+            self.used -= bytes;
+        }
+    }
+}
+
+impl Writer {
+    /// Serves the queue until it is told to stop or all senders are gone.
+    pub(super) fn run(mut self, queue: &Receiver<Command>) {
+        let mut group = Vec::new();
+        let mut next_tick = Instant::now() + TICK;
+        loop {
+            let command = queue.recv_timeout(next_tick.saturating_duration_since(Instant::now()));
+            match command {
+                Ok(Command::Append(append)) => {
+                    let other = collect_group(append, &mut group, queue);
+                    self.append_group(&mut group);
+                    if let Some(command) = other
+                        && !self.handle(command)
+                    {
+                        break;
+                    }
+                }
+                Ok(command) => {
+                    if !self.handle(command) {
+                        break;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            if Instant::now() >= next_tick {
+                next_tick = Instant::now() + TICK;
+                self.tick();
+            }
+        }
+        self.stop();
+    }
+
+    /// Anything but an append. False to stop.
+    fn handle(&mut self, command: Command) -> bool {
+        match command {
+            Command::Append(append) => self.append_group(&mut vec![append]),
+            Command::Truncate { log, offset, reply } => {
+                let _ = reply.send(self.truncate(&log, offset));
+            }
+            Command::Seal { reply } => {
+                let _ = reply.send(self.seal());
+            }
+            Command::Stop => return false,
+        }
+        true
+    }
+
+    fn tick(&mut self) {
+        if self.active.bytes > 0 && self.active.since.elapsed() >= self.options.generation_age {
+            self.seal_or_warn();
+        }
+    }
+
+    /// Everything accepted is in the WAL; sealing spares the next start the replay.
+    fn stop(mut self) {
+        let sealed = self.seal();
+        if let Some(syncer) = self.syncer.take() {
+            syncer.stop();
+        }
+        let mut batch = WriteBatch::default();
+        batch.put_cf(self.db.meta(), keys::CLEAN_SHUTDOWN, []);
+        match sealed.and_then(|()| self.db.write(batch, true)) {
+            Ok(()) => info!("store closed"),
+            Err(error) => {
+                warn!(%error, "the store could not be closed in order; the next start replays the write-ahead log")
+            }
+        }
+    }
+
+    fn append_group(&mut self, group: &mut Vec<Append>) {
+        let now_ms = now_ms();
+        if self.tainted && self.seal().is_err() {
+            let error = self
+                .disk
+                .check()
+                .err()
+                .unwrap_or(StorageError::Rocks("the last write failed".into()));
+            return refuse(group, &error);
+        }
+        let size: usize = group
+            .iter()
+            .flat_map(|append| &append.partitions)
+            .map(PartitionAppend::size)
+            .sum();
+        let mut batch = WriteBatch::with_capacity_bytes(size + 4096);
+        let mut touched = Vec::new();
+        let mut results: Vec<Vec<Result<Appended, StorageError>>> = Vec::with_capacity(group.len());
+        for append in group.iter_mut() {
+            let outcomes = append
+                .partitions
+                .iter_mut()
+                .map(|p| self.stage(p, &mut batch, &mut touched, now_ms));
+            results.push(outcomes.collect());
+        }
+        if !batch.is_empty()
+            && let Err(error) = self.db.write(batch, false)
+        {
+            self.undo(&touched, &error);
+            let error = self.disk.check().err().unwrap_or(error);
+            return refuse(group, &error);
+        }
+        let mut advanced = Vec::with_capacity(touched.len());
+        for id in touched {
+            if let Some(slot) = self.slots.get_mut(&id) {
+                advanced.push((slot.log.clone(), slot.next_offset));
+                self.active.note(id, slot);
+                publish(slot, &mut self.tail);
+            }
+        }
+        self.tail.evict();
+        let replies = group
+            .drain(..)
+            .zip(results)
+            .map(|(append, results)| (append.reply, results, append.room));
+        let completion = Completion {
+            advanced,
+            replies: replies.collect(),
+        };
+        match &self.syncer {
+            Some(syncer) => syncer.submit(completion),
+            None => completion.complete(),
+        }
+        if self.active.memtable_bytes >= self.options.generation_bytes {
+            self.seal_or_warn();
+        }
+    }
+
+    /// Gives offsets to one partition's batches and adds them to the write.
+    fn stage(
+        &mut self,
+        append: &mut PartitionAppend,
+        batch: &mut WriteBatch,
+        touched: &mut Vec<PartitionId>,
+        now_ms: i64,
+    ) -> Result<Appended, StorageError> {
+        let log = &append.log;
+        let config = log.config();
+        let log_start = log.log_start();
+        let slot = self
+            .slots
+            .entry(log.id)
+            .or_insert_with(|| Slot::new(log.clone(), log.log_end(), 0));
+        let mut answer = None;
+        let mut admitted = Vec::with_capacity(append.batches.len());
+        // Sequences of all first, so that a refused batch leaves nothing of its siblings behind.
+        let mut producers_before = Vec::new();
+        let mut offset = slot.next_offset;
+        for (header, bytes) in append.batches.drain(..) {
+            match slot.producers.check(&header) {
+                Ok(Verdict::Append) => {
+                    let last_offset = offset + i64::from(header.last_offset_delta);
+                    if header.producer_id >= 0 {
+                        let before = slot.producers.appended(&header, offset, now_ms);
+                        producers_before.push((header.producer_id, before));
+                    }
+                    answer.get_or_insert(offset);
+                    admitted.push((header, bytes, offset, last_offset));
+                    offset = last_offset + 1;
+                }
+                Ok(Verdict::Duplicate { base_offset }) => {
+                    answer.get_or_insert(base_offset);
+                }
+                Err(error) => {
+                    for (producer_id, before) in producers_before.into_iter().rev() {
+                        slot.producers.restore(producer_id, before);
+                    }
+                    return Err(error.into());
+                }
+            }
+        }
+        let stamp = (config.timestamp_type == TimestampType::LogAppendTime).then_some(now_ms);
+        if !admitted.is_empty() {
+            if slot.before.is_none() {
+                touched.push(log.id);
+            }
+            let before = slot.before.get_or_insert_with(|| Before {
+                next_offset: slot.next_offset,
+                run: slot.run,
+                cumulative_bytes: slot.cumulative_bytes,
+                producers: Vec::new(),
+            });
+            slot.dirty_producers
+                .extend(producers_before.iter().map(|(producer_id, _)| *producer_id));
+            before.producers.append(&mut producers_before);
+        }
+        let epoch = log.leader_epoch();
+        for (header, bytes, base_offset, last_offset) in admitted {
+            // Copied once: the head changes, and the tail cache must not hold on to the whole request.
+            let mut stored = BytesMut::with_capacity(bytes.len());
+            stored.extend_from_slice(&bytes);
+            set_base_offset(&mut stored, base_offset);
+            set_leader_epoch(&mut stored, epoch);
+            if let Some(stamp) = stamp {
+                set_log_append_time(&mut stored, stamp);
+            }
+            let stored = stored.freeze();
+            batch.put_cf(
+                self.db.log(),
+                keys::log(self.generation, log.id, last_offset),
+                &stored,
+            );
+            let max_timestamp = stamp.unwrap_or(header.max_timestamp);
+            slot.extend_run(
+                self.generation,
+                base_offset,
+                last_offset,
+                stored.len() as u64,
+                max_timestamp,
+            );
+            slot.staged.push((base_offset, last_offset, stored));
+        }
+        Ok(Appended {
+            base_offset: answer.unwrap_or(-1),
+            log_append_time_ms: stamp,
+            log_start,
+        })
+    }
+
+    fn undo(&mut self, touched: &[PartitionId], error: &StorageError) {
+        error!(%error, "a write failed; it is not acknowledged");
+        self.tainted = true;
+        self.disk.note_write_failure();
+        for id in touched {
+            if let Some(slot) = self.slots.get_mut(id) {
+                slot.undo();
+            }
+        }
+    }
+
+    fn seal_or_warn(&mut self) {
+        if let Err(error) = self.seal() {
+            warn!(%error, "a generation could not be sealed; trying again with the next append");
+            self.tainted = true;
+        }
+    }
+
+    /// Ends the active generation: its runs and producers are stored, the next one begins, and its memtable goes to disk.
+    fn seal(&mut self) -> Result<(), StorageError> {
+        if self.active.bytes == 0 && !self.tainted {
+            return Ok(());
+        }
+        let bytes = GenerationBytes {
+            total: self.active.bytes,
+            live: self.active.bytes,
+        };
+        let next = Generation(self.generation.0 + 1);
+        let mut batch = WriteBatch::default();
+        for slot in self
+            .active
+            .partitions
+            .iter()
+            .filter_map(|id| self.slots.get(id))
+        {
+            if let Some(run) = &slot.run {
+                batch.put_cf(
+                    self.db.run(),
+                    keys::run(slot.log.id, run.last_offset),
+                    run.encode(),
+                );
+            }
+            for &producer_id in &slot.dirty_producers {
+                let key = keys::producer(slot.log.id, producer_id);
+                match slot.producers.encode(producer_id) {
+                    Some(value) => batch.put_cf(self.db.meta(), key, value),
+                    None => batch.delete_cf(self.db.meta(), key),
+                }
+            }
+        }
+        batch.put_cf(
+            self.db.meta(),
+            keys::generation(self.generation),
+            bytes.encode(),
+        );
+        batch.put_cf(
+            self.db.meta(),
+            keys::ACTIVE_GENERATION,
+            next.0.to_be_bytes(),
+        );
+        self.db.write(batch, false)?;
+        self.generations.lock().insert(self.generation, bytes);
+        self.expire_producers()?;
+        for id in std::mem::take(&mut self.active.partitions) {
+            if let Some(slot) = self.slots.get_mut(&id) {
+                slot.run = None;
+                slot.dirty_producers.clear();
+                slot.log.set_active_run(None);
+            }
+        }
+        self.generation = next;
+        self.active = Active::empty();
+        self.tainted = false;
+        let mut flush = rocksdb::FlushOptions::default();
+        flush.set_wait(false);
+        Ok(self.db.rocks().flush_cf_opt(self.db.log(), &flush)?)
+    }
+
+    /// Of the partitions that were written to; those of idle partitions wait for the next write or start.
+    fn expire_producers(&mut self) -> Result<(), StorageError> {
+        let kept_ms =
+            i64::try_from(self.options.producer_expiration.as_millis()).unwrap_or(i64::MAX);
+        let deadline = now_ms().saturating_sub(kept_ms);
+        let mut batch = WriteBatch::default();
+        for id in &self.active.partitions {
+            if let Some(slot) = self.slots.get_mut(id) {
+                for producer_id in slot.producers.expire(deadline) {
+                    batch.delete_cf(self.db.meta(), keys::producer(*id, producer_id));
+                }
+            }
+        }
+        if batch.is_empty() {
+            Ok(())
+        } else {
+            self.db.write(batch, false)
+        }
+    }
+
+    /// Removes all batches that reach to or beyond `offset`. Returns the new log end offset.
+    fn truncate(&mut self, log: &Arc<PartitionLog>, offset: i64) -> Result<i64, StorageError> {
+        let end = log.log_end();
+        if offset < log.log_start() || offset > end {
+            let (log_start, high_watermark) = (log.log_start(), end);
+            return Err(StorageError::OffsetOutOfRange {
+                offset,
+                log_start,
+                high_watermark,
+            });
+        }
+        if offset == end {
+            return Ok(end);
+        }
+        let Some(slot) = self.slots.get_mut(&log.id) else {
+            return Ok(end);
+        };
+        let mut batch = WriteBatch::default();
+        let mut cumulative = slot.cumulative_bytes;
+        let mut new_end = offset;
+        // In the active generation keys are deleted: they are in the same memtable, files stay apart.
+        if let Some(mut run) = slot.run.filter(|run| run.last_offset >= offset) {
+            let cut = self.db.batches_from(log.id, &run, offset)?;
+            for key in &cut.keys {
+                batch.delete_cf(self.db.log(), key);
+            }
+            cumulative -= cut.bytes;
+            self.active.bytes -= cut.bytes;
+            new_end = new_end.min(cut.first_offset);
+            run.bytes -= cut.bytes;
+            run.cumulative_bytes -= cut.bytes;
+            run.last_offset = cut.first_offset - 1;
+            slot.run = (run.bytes > 0).then_some(run);
+        }
+        // In sealed generations the run's bounds hide them; their bytes go with the generation.
+        let mut shrunk: BTreeMap<Generation, u64> = BTreeMap::new();
+        for run in self.db.runs(log.id, offset)? {
+            let cut = self.db.batches_from(log.id, &run, offset)?;
+            batch.delete_cf(self.db.run(), keys::run(log.id, run.last_offset));
+            if cut.bytes < run.bytes {
+                let kept = Run {
+                    last_offset: cut.first_offset - 1,
+                    bytes: run.bytes - cut.bytes,
+                    cumulative_bytes: run.cumulative_bytes - cut.bytes,
+                    ..run
+                };
+                batch.put_cf(
+                    self.db.run(),
+                    keys::run(log.id, kept.last_offset),
+                    kept.encode(),
+                );
+            }
+            cumulative -= cut.bytes;
+            new_end = new_end.min(cut.first_offset);
+            *shrunk.entry(run.generation).or_default() += cut.bytes;
+        }
+        for producer_id in slot.producers.truncate(new_end) {
+            slot.dirty_producers.insert(producer_id);
+            if let Some(value) = slot.producers.encode(producer_id) {
+                batch.put_cf(self.db.meta(), keys::producer(log.id, producer_id), value);
+            }
+        }
+        let mut generations = self.generations.lock();
+        for (generation, bytes) in shrunk {
+            if let Some(entry) = generations.get_mut(&generation) {
+                entry.live = entry.live.saturating_sub(bytes);
+                batch.put_cf(self.db.meta(), keys::generation(generation), entry.encode());
+            }
+        }
+        drop(generations);
+        self.db.write(batch, true)?;
+        slot.next_offset = new_end;
+        slot.cumulative_bytes = cumulative;
+        log.truncate(new_end, slot.run, cumulative);
+        Ok(new_end)
+    }
+}
+
+impl GenerationBytes {
+    /// Value of `meta`'s generation entries: total u64, live u64; big-endian. Since format 1.
+    pub(super) fn encode(self) -> [u8; 16] {
+        let mut value = [0; 16];
+        value[..8].copy_from_slice(&self.total.to_be_bytes());
+        value[8..].copy_from_slice(&self.live.to_be_bytes());
+        value
+    }
+
+    pub(super) fn decode(value: &[u8]) -> Option<Self> {
+        let (total, live) = value.split_first_chunk::<8>()?;
+        Some(GenerationBytes {
+            total: u64::from_be_bytes(*total),
+            live: u64::from_be_bytes(live.try_into().ok()?),
+        })
+    }
+}
+
+/// Adds what waits in the queue to the group, up to its limit. Returns the first command that is no append.
+fn collect_group(
+    first: Append,
+    group: &mut Vec<Append>,
+    queue: &Receiver<Command>,
+) -> Option<Command> {
+    let bytes_of = |append: &Append| {
+        append
+            .partitions
+            .iter()
+            .map(PartitionAppend::size)
+            .sum::<usize>()
+    };
+    let mut bytes = bytes_of(&first);
+    group.push(first);
+    while bytes < GROUP_BYTES {
+        match queue.try_recv() {
+            Ok(Command::Append(append)) => {
+                bytes += bytes_of(&append);
+                group.push(append);
+            }
+            Ok(command) => return Some(command),
+            Err(_) => break,
+        }
+    }
+    None
+}
+
+fn publish(slot: &mut Slot, tail: &mut TailBudget) {
+    slot.before = None;
+    let log = &slot.log;
+    let published = slot
+        .staged
+        .drain(..)
+        .map(|(base_offset, last_offset, bytes)| {
+            let ticket = tail.admit(log, bytes.len());
+            Published {
+                ticket,
+                base_offset,
+                last_offset,
+                bytes,
+            }
+        });
+    if let Some(run) = slot.run {
+        log.publish(run, published);
+    }
+}
+
+fn refuse(group: &mut Vec<Append>, error: &StorageError) {
+    for append in group.drain(..) {
+        let results = append
+            .partitions
+            .iter()
+            .map(|_| Err(error.clone()))
+            .collect();
+        let _ = append.reply.send(results);
+    }
+}

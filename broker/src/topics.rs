@@ -1,0 +1,157 @@
+//! The topics of a standalone broker: declared in YAML files, the same documents that Kubernetes takes, and followed while it
+//! runs. A topic that is no longer declared is kept, with its data: only a person deletes data.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use millrace_crds::{Topic, TopicConfig, TopicError, TopicFileError, read_topics};
+use millrace_record::TimestampType;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::storage::{LogConfig, Retention, StorageError, Store};
+
+/// How often the files are looked at.
+const FOLLOW_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Why the declared topics could not be brought about.
+#[derive(Debug, thiserror::Error)]
+pub enum TopicsError {
+    /// A file can't be read, or a document in it is wrong.
+    #[error(transparent)]
+    File(#[from] TopicFileError),
+    /// A topic's spec contradicts itself.
+    #[error("topic {name}: {source}")]
+    Topic {
+        /// The resource's name.
+        name: String,
+        /// What is wrong.
+        source: TopicError,
+    },
+    /// Storage refused.
+    #[error("topic {name}: {source}")]
+    Storage {
+        /// The topic's name.
+        name: String,
+        /// Why.
+        source: StorageError,
+    },
+}
+
+/// Creates the declared topics that do not exist, and brings the others to what is declared. Blocks.
+pub fn apply(store: &Store, path: &Path) -> Result<(), TopicsError> {
+    let declared: Vec<TopicConfig> = read_topics(path)?
+        .iter()
+        .map(config_of)
+        .collect::<Result<_, _>>()?;
+    for topic in &declared {
+        if topic.replication_factor > 1 {
+            let wanted = topic.replication_factor;
+            info!(
+                topic = topic.name,
+                wanted, "a standalone broker holds one replica of each partition"
+            );
+        }
+        let held = store
+            .topic(&topic.name)
+            .map_or(0, |topic| topic.partitions.len());
+        let partitions = topic.partitions as usize;
+        if held > partitions {
+            warn!(
+                topic = topic.name,
+                held,
+                declared = partitions,
+                "partitions can be added, never removed: all are kept"
+            );
+        }
+        store
+            .ensure_topic(&topic.name, partitions.max(held), log_config(topic))
+            .map_err(|source| TopicsError::Storage {
+                name: topic.name.clone(),
+                source,
+            })?;
+        if held < partitions {
+            info!(
+                topic = topic.name,
+                partitions,
+                added = partitions - held,
+                "topic created or grown"
+            );
+        }
+    }
+    let names: BTreeSet<&str> = declared.iter().map(|topic| topic.name.as_str()).collect();
+    for topic in store
+        .topics()
+        .iter()
+        .filter(|topic| !names.contains(&*topic.name))
+    {
+        warn!(topic = %topic.name, "held, but declared in no file: it is kept and served");
+    }
+    Ok(())
+}
+
+/// Applies changes of the files until told to stop. A wrong file changes nothing.
+pub async fn follow(store: Arc<Store>, path: PathBuf, stop: CancellationToken) {
+    let mut seen = fingerprint(&path).ok();
+    while stop
+        .run_until_cancelled(tokio::time::sleep(FOLLOW_INTERVAL))
+        .await
+        .is_some()
+    {
+        let now = fingerprint(&path).ok();
+        if now == seen {
+            continue;
+        }
+        seen = now;
+        let (store, path) = (store.clone(), path.clone());
+        match tokio::task::spawn_blocking(move || apply(&store, &path)).await {
+            Ok(Ok(())) => info!("topic files changed and were applied"),
+            Ok(Err(error)) => {
+                error!(%error, "topic files changed, but can't be applied; the topics stay as they were")
+            }
+            Err(error) => error!(%error, "applying the topic files failed"),
+        }
+    }
+}
+
+fn config_of(topic: &Topic) -> Result<TopicConfig, TopicsError> {
+    TopicConfig::try_from(topic).map_err(|source| {
+        let name = topic.metadata.name.clone().unwrap_or_default();
+        TopicsError::Topic { name, source }
+    })
+}
+
+fn log_config(topic: &TopicConfig) -> LogConfig {
+    LogConfig {
+        max_message_bytes: topic.max_message_bytes as usize,
+        timestamp_type: match topic.timestamp_type {
+            millrace_crds::TimestampType::CreateTime => TimestampType::CreateTime,
+            millrace_crds::TimestampType::LogAppendTime => TimestampType::LogAppendTime,
+        },
+        retention: Retention {
+            time: topic.retention_time,
+            bytes: topic.retention_bytes,
+        },
+    }
+}
+
+/// Names, sizes and times of the files: they change when a file does.
+fn fingerprint(path: &Path) -> io::Result<Vec<(PathBuf, u64, SystemTime)>> {
+    let of = |path: PathBuf| {
+        let metadata = std::fs::metadata(&path)?;
+        Ok((path, metadata.len(), metadata.modified()?))
+    };
+    if !path.is_dir() {
+        return Ok(vec![of(path.to_owned())?]);
+    }
+    let mut files = std::fs::read_dir(path)?
+        .map(|entry| of(entry?.path()))
+        .collect::<io::Result<Vec<_>>>()?;
+    files.sort();
+    Ok(files)
+}
