@@ -1,0 +1,671 @@
+//! What a consumer reads next from each partition. A pure state machine: fetch requests come out, answers go in and become items
+//! for the caller.
+//!
+//! Not responsible for calls, tasks and memory (`fetcher`), nor for decoding records, which happens on the caller's side.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use millrace_proto::v1;
+use millrace_record::{BatchError, BatchHeader, split};
+use tokio::time::Instant;
+
+use crate::{
+    backoff,
+    error::{Error, ErrorKind},
+    metadata::Metadata,
+};
+
+/// The protocol's limit on partitions in one request.
+const MAX_PARTITIONS: usize = 10_000;
+
+/// How to fetch.
+#[derive(Debug, Clone)]
+pub(crate) struct FetchSettings {
+    pub(crate) min_bytes: u32,
+    pub(crate) max_wait: Duration,
+    pub(crate) max_partition_bytes: u32,
+}
+
+/// A partition that is read.
+#[derive(Debug)]
+pub(crate) struct Assigned {
+    pub(crate) topic: Arc<str>,
+    pub(crate) partition: i32,
+    /// As the last answer said; -1 before there was one.
+    pub(crate) high_watermark: AtomicI64,
+}
+
+impl Assigned {
+    pub(crate) fn new(topic: Arc<str>, partition: i32) -> Arc<Self> {
+        Arc::new(Assigned {
+            topic,
+            partition,
+            high_watermark: AtomicI64::new(-1),
+        })
+    }
+}
+
+/// Something for the caller.
+#[derive(Debug)]
+pub(crate) enum Item {
+    /// A partition joined: it has the next index.
+    Joined {
+        assigned: Arc<Assigned>,
+        offset: i64,
+    },
+    /// Whole batches, in order.
+    Batches {
+        index: usize,
+        generation: u64,
+        batches: Vec<Fetched>,
+    },
+    /// The partition failed. It goes on once the caller has taken this, unless it has to seek first.
+    Failed {
+        index: usize,
+        generation: u64,
+        error: Error,
+    },
+}
+
+/// One batch, not yet decoded.
+#[derive(Debug)]
+pub(crate) struct Fetched {
+    pub(crate) header: Result<BatchHeader, BatchError>,
+    pub(crate) bytes: Bytes,
+    /// The first offset wanted of it.
+    pub(crate) from: i64,
+    /// Where to go on after it.
+    pub(crate) next: i64,
+}
+
+/// What a fetch asked for one partition.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Asked {
+    index: usize,
+    generation: u64,
+    offset: i64,
+}
+
+#[derive(Debug)]
+struct Cursor {
+    assigned: Arc<Assigned>,
+    /// Rises with each seek, so that what was fetched before is known as such.
+    generation: u64,
+    offset: i64,
+    leader: Option<Arc<str>>,
+    /// Waits for the caller: to take an error, or to seek.
+    paused: bool,
+    failures: u32,
+    not_before: Option<Instant>,
+}
+
+/// All partitions of a consumer, by index.
+#[derive(Debug)]
+pub(crate) struct Cursors {
+    settings: FetchSettings,
+    cursors: Vec<Cursor>,
+    /// Where the next request begins, so that every partition comes first once.
+    turn: usize,
+    /// The brokers that lead at least one partition.
+    leaders: Vec<Arc<str>>,
+    pub(crate) refresh_wanted: bool,
+}
+
+impl Cursors {
+    pub(crate) fn new(settings: FetchSettings) -> Self {
+        Cursors {
+            settings,
+            cursors: Vec::new(),
+            turn: 0,
+            leaders: Vec::new(),
+            refresh_wanted: false,
+        }
+    }
+
+    pub(crate) fn add(&mut self, assigned: Arc<Assigned>, offset: i64) {
+        self.cursors.push(Cursor {
+            assigned,
+            generation: 0,
+            offset,
+            leader: None,
+            paused: false,
+            failures: 0,
+            not_before: None,
+        });
+    }
+
+    /// How many partitions of the topic are read, if it is read as a whole.
+    pub(crate) fn partitions_of(&self, topic: &str) -> i32 {
+        let of_topic = self
+            .cursors
+            .iter()
+            .filter(|cursor| &*cursor.assigned.topic == topic);
+        of_topic
+            .map(|cursor| cursor.assigned.partition + 1)
+            .max()
+            .unwrap_or(0)
+    }
+
+    /// Looks up all leaders. Returns the addresses that lost a partition.
+    pub(crate) fn find_leaders(&mut self, metadata: &Metadata) -> Vec<Arc<str>> {
+        let mut deposed = Vec::new();
+        for cursor in &mut self.cursors {
+            let leader = metadata.leader(&cursor.assigned.topic, cursor.assigned.partition);
+            self.refresh_wanted |= leader.is_none();
+            if leader != cursor.leader {
+                deposed.extend(std::mem::replace(&mut cursor.leader, leader));
+            }
+        }
+        self.list_leaders();
+        deposed
+    }
+
+    fn list_leaders(&mut self) {
+        self.leaders = self
+            .cursors
+            .iter()
+            .filter_map(|cursor| cursor.leader.clone())
+            .collect();
+        self.leaders.sort();
+        self.leaders.dedup();
+    }
+
+    /// The brokers that lead at least one partition.
+    pub(crate) fn leaders(&self) -> Vec<Arc<str>> {
+        self.leaders.clone()
+    }
+
+    /// Returns the broker that may be working on the old offset.
+    pub(crate) fn seek(&mut self, index: usize, generation: u64, offset: i64) -> Option<Arc<str>> {
+        let cursor = self.cursors.get_mut(index)?;
+        cursor.generation = generation;
+        cursor.offset = offset;
+        cursor.paused = false;
+        cursor.not_before = None;
+        cursor.leader.clone()
+    }
+
+    /// The caller has taken an error.
+    pub(crate) fn resume(&mut self, index: usize, generation: u64) {
+        if let Some(cursor) = self
+            .cursors
+            .get_mut(index)
+            .filter(|cursor| cursor.generation == generation)
+        {
+            cursor.paused = false;
+        }
+    }
+
+    /// The next request to `leader`, if any of its partitions can be read now.
+    pub(crate) fn plan(
+        &mut self,
+        leader: &str,
+        max_bytes: u32,
+        now: Instant,
+    ) -> Option<(v1::FetchRequest, Vec<Asked>)> {
+        let is_due = |cursor: &&Cursor| {
+            cursor.leader.as_deref() == Some(leader)
+                && !cursor.paused
+                && cursor.not_before.is_none_or(|time| time <= now)
+        };
+        let count = self.cursors.len();
+        let order = (0..count).map(|step| (self.turn + step) % count);
+        let due: Vec<usize> = order
+            .filter(|&i| is_due(&&self.cursors[i]))
+            .take(MAX_PARTITIONS)
+            .collect();
+        self.turn = due.first()? + 1;
+        let mut partitions = Vec::with_capacity(due.len());
+        let mut asked = Vec::with_capacity(due.len());
+        for index in due {
+            let Cursor {
+                assigned,
+                generation,
+                offset,
+                ..
+            } = &self.cursors[index];
+            partitions.push(v1::FetchPartition {
+                topic: assigned.topic.to_string(),
+                partition: assigned.partition,
+                offset: *offset,
+                max_bytes: self.settings.max_partition_bytes,
+            });
+            asked.push(Asked {
+                index,
+                generation: *generation,
+                offset: *offset,
+            });
+        }
+        let request = v1::FetchRequest {
+            min_bytes: self.settings.min_bytes,
+            max_wait_ms: u32::try_from(self.settings.max_wait.as_millis()).unwrap_or(u32::MAX),
+            max_bytes,
+            format: v1::FetchFormat::Batches.into(),
+            partitions,
+        };
+        Some((request, asked))
+    }
+
+    /// When the next partition's backoff is over.
+    pub(crate) fn next_due(&self, now: Instant) -> Option<Instant> {
+        self.cursors
+            .iter()
+            .filter(|c| !c.paused)
+            .filter_map(|c| c.not_before)
+            .filter(|time| *time > now)
+            .min()
+    }
+
+    /// The whole call failed: either for the reason of its first partition, or because of the connection.
+    pub(crate) fn on_failure(
+        &mut self,
+        asked: &[Asked],
+        error: &Error,
+        metadata: &Metadata,
+        now: Instant,
+    ) -> Vec<Item> {
+        let is_about = |cursor: &Cursor| match (error.topic(), error.partition()) {
+            (Some(topic), partition) => {
+                &*cursor.assigned.topic == topic
+                    && partition.is_none_or(|p| p == cursor.assigned.partition)
+            }
+            _ => true,
+        };
+        // The status tells of the first failed partition; the others will tell of themselves next time.
+        let (named, rest): (Vec<Asked>, Vec<Asked>) = asked
+            .iter()
+            .partition(|asked| self.cursors.get(asked.index).is_some_and(&is_about));
+        let concerned = if named.is_empty() { rest } else { named };
+        concerned
+            .into_iter()
+            .filter_map(|asked| self.fail(asked, error.clone(), metadata, now))
+            .collect()
+    }
+
+    pub(crate) fn on_response(
+        &mut self,
+        asked: &[Asked],
+        response: v1::FetchResponse,
+        metadata: &Metadata,
+        now: Instant,
+    ) -> Vec<Item> {
+        let mut items = Vec::new();
+        // Results come in the order of the request, some left out.
+        let mut rest = asked.iter();
+        for result in response.results {
+            let is_it = |asked: &&Asked| {
+                let assigned = &self.cursors[asked.index].assigned;
+                assigned.partition == result.partition && *assigned.topic == *result.topic
+            };
+            let Some(&asked) = rest.find(is_it) else {
+                tracing::warn!(
+                    topic = result.topic,
+                    partition = result.partition,
+                    "an unasked fetch result is ignored"
+                );
+                break;
+            };
+            match result.error {
+                Some(error) => {
+                    items.extend(self.fail(asked, Error::from_proto(error), metadata, now))
+                }
+                None => {
+                    items.extend(self.advance(asked, result.high_watermark, result.batches, now))
+                }
+            }
+        }
+        items
+    }
+
+    fn advance(
+        &mut self,
+        asked: Asked,
+        high_watermark: i64,
+        batches: Vec<Bytes>,
+        now: Instant,
+    ) -> Option<Item> {
+        let cursor = &mut self.cursors[asked.index];
+        if cursor.generation != asked.generation || cursor.offset != asked.offset {
+            return None;
+        }
+        cursor.not_before = None;
+        cursor.failures = 0;
+        cursor
+            .assigned
+            .high_watermark
+            .store(high_watermark, Ordering::Relaxed);
+        let some_came = !batches.is_empty();
+        let mut fetched = Vec::with_capacity(batches.len());
+        for batch in batches.into_iter().flat_map(split) {
+            let (bytes, header) = match batch {
+                Ok(bytes) => {
+                    let header = BatchHeader::parse(&bytes);
+                    (bytes, header)
+                }
+                Err(error) => (Bytes::new(), Err(error)),
+            };
+            let next = match &header {
+                // Older than what was asked for, or its offsets make no sense: nothing of it is wanted.
+                Ok(header)
+                    if header.last_offset() < cursor.offset || header.last_offset() == i64::MAX =>
+                {
+                    continue;
+                }
+                Ok(header) => header.last_offset() + 1,
+                // Not even its length is known: the next offset is the best guess.
+                Err(_) => cursor.offset.saturating_add(1),
+            };
+            fetched.push(Fetched {
+                header,
+                bytes,
+                from: cursor.offset,
+                next,
+            });
+            cursor.offset = next;
+        }
+        if fetched.is_empty() && some_came {
+            cursor.failures += 1;
+            cursor.not_before = Some(now + backoff::delay(cursor.failures));
+            let Assigned {
+                topic, partition, ..
+            } = &*cursor.assigned;
+            tracing::warn!(%topic, partition, offset = cursor.offset, "the broker sent only batches before the offset asked for");
+        }
+        let Asked {
+            index, generation, ..
+        } = asked;
+        (!fetched.is_empty()).then_some(Item::Batches {
+            index,
+            generation,
+            batches: fetched,
+        })
+    }
+
+    fn fail(
+        &mut self,
+        asked: Asked,
+        error: Error,
+        metadata: &Metadata,
+        now: Instant,
+    ) -> Option<Item> {
+        let cursor = self.cursors.get_mut(asked.index)?;
+        if cursor.generation != asked.generation || cursor.offset != asked.offset {
+            return None;
+        }
+        let (topic, partition) = (&cursor.assigned.topic, cursor.assigned.partition);
+        let error = error.at(topic, partition);
+        cursor.failures += 1;
+        let delay = backoff::delay(cursor.failures);
+        cursor.not_before = Some(now + delay);
+        self.refresh_wanted = true;
+        if error.is_retriable() {
+            tracing::warn!(%topic, partition, %error, ?delay, failures = cursor.failures, "retrying to fetch");
+            if error.kind() == ErrorKind::NotLeader {
+                metadata.apply_hint(topic, partition, &error);
+                let leader = metadata.leader(topic, partition);
+                if leader != cursor.leader {
+                    cursor.leader = leader;
+                    cursor.not_before = None;
+                    self.list_leaders();
+                }
+            }
+            return None;
+        }
+        cursor.paused = true;
+        Some(Item::Failed {
+            index: asked.index,
+            generation: asked.generation,
+            error,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use millrace_record::{BatchBuilder, BatchOptions, set_base_offset};
+
+    use super::*;
+
+    fn metadata(epoch: i32, leader: i32) -> v1::GetMetadataResponse {
+        let partition = |partition| v1::PartitionMetadata {
+            partition,
+            leader_id: leader,
+            leader_epoch: epoch,
+            ..Default::default()
+        };
+        v1::GetMetadataResponse {
+            cluster_id: String::new(),
+            brokers: (1..3)
+                .map(|id| v1::Broker {
+                    id,
+                    address: format!("b{id}:1"),
+                })
+                .collect(),
+            topics: vec![v1::TopicMetadata {
+                name: "t".into(),
+                partitions: (0..3).map(partition).collect(),
+                ..Default::default()
+            }],
+        }
+    }
+
+    fn fixture() -> (Cursors, Metadata) {
+        let known = Metadata::default();
+        known.apply(&metadata(1, 1)).unwrap();
+        let settings = FetchSettings {
+            min_bytes: 1,
+            max_wait: Duration::from_millis(500),
+            max_partition_bytes: 1000,
+        };
+        let mut cursors = Cursors::new(settings);
+        for partition in 0..3 {
+            cursors.add(Assigned::new("t".into(), partition), 10);
+        }
+        cursors.find_leaders(&known);
+        (cursors, known)
+    }
+
+    fn batch(base: i64, records: usize) -> Bytes {
+        let mut builder = BatchBuilder::new(BatchOptions::default());
+        for _ in 0..records {
+            builder.append(0, None, Some(b"v"), &[]);
+        }
+        let mut bytes = builder.build().unwrap().to_vec();
+        set_base_offset(&mut bytes, base);
+        bytes.into()
+    }
+
+    fn result(partition: i32, batches: Vec<Bytes>) -> v1::FetchResult {
+        v1::FetchResult {
+            topic: "t".into(),
+            partition,
+            high_watermark: 100,
+            batches,
+            ..Default::default()
+        }
+    }
+
+    fn response(results: Vec<v1::FetchResult>) -> v1::FetchResponse {
+        v1::FetchResponse { results }
+    }
+
+    fn offsets(cursors: &mut Cursors, now: Instant) -> Vec<(i32, i64)> {
+        let (request, _) = cursors.plan("b1:1", 1, now).unwrap();
+        let mut offsets: Vec<_> = request
+            .partitions
+            .iter()
+            .map(|p| (p.partition, p.offset))
+            .collect();
+        offsets.sort();
+        offsets
+    }
+
+    #[test]
+    fn each_request_begins_with_another_partition() {
+        let (mut cursors, _) = fixture();
+        let now = Instant::now();
+        let firsts: Vec<i32> = (0..4)
+            .map(|_| cursors.plan("b1:1", 1, now).unwrap().0.partitions[0].partition)
+            .collect();
+        assert_eq!(firsts, [0, 1, 2, 0]);
+        assert!(cursors.plan("b2:1", 1, now).is_none());
+    }
+
+    #[test]
+    fn goes_on_after_the_last_batch_and_drops_what_is_older() {
+        let (mut cursors, known) = fixture();
+        let now = Instant::now();
+        let (_, asked) = cursors.plan("b1:1", 1, now).unwrap();
+        let batches = vec![batch(3, 2), batch(8, 5), batch(13, 1)];
+        let items = cursors.on_response(&asked, response(vec![result(1, batches)]), &known, now);
+        let [
+            Item::Batches {
+                index: 1, batches, ..
+            },
+        ] = &items[..]
+        else {
+            panic!("{items:?}")
+        };
+        assert_eq!(
+            cursors.cursors[1]
+                .assigned
+                .high_watermark
+                .load(Ordering::Relaxed),
+            100
+        );
+        assert_eq!(
+            batches.iter().map(|b| (b.from, b.next)).collect::<Vec<_>>(),
+            [(10, 13), (13, 14)]
+        );
+        assert_eq!(offsets(&mut cursors, now), [(0, 10), (1, 14), (2, 10)]);
+    }
+
+    #[test]
+    fn an_answer_from_before_a_seek_is_dropped() {
+        let (mut cursors, known) = fixture();
+        let now = Instant::now();
+        let (_, asked) = cursors.plan("b1:1", 1, now).unwrap();
+        assert_eq!(cursors.seek(0, 1, 10).as_deref(), Some("b1:1"));
+        let items = cursors.on_response(
+            &asked,
+            response(vec![result(0, vec![batch(10, 1)])]),
+            &known,
+            now,
+        );
+        assert!(items.is_empty());
+        assert_eq!(offsets(&mut cursors, now)[0], (0, 10));
+    }
+
+    #[test]
+    fn a_batch_without_readable_header_is_skipped_by_one_offset() {
+        let (mut cursors, known) = fixture();
+        let now = Instant::now();
+        let (_, asked) = cursors.plan("b1:1", 1, now).unwrap();
+        let batches = vec![Bytes::from_static(b"junk"), batch(12, 1)];
+        let items = cursors.on_response(&asked, response(vec![result(0, batches)]), &known, now);
+        let [Item::Batches { batches, .. }] = &items[..] else {
+            panic!("{items:?}")
+        };
+        assert!(batches[0].header.is_err());
+        assert_eq!((batches[0].next, batches[1].next), (11, 13));
+    }
+
+    #[test]
+    fn a_fatal_error_pauses_its_partition_only_until_the_caller_has_seen_it() {
+        let (mut cursors, known) = fixture();
+        let now = Instant::now();
+        let (_, asked) = cursors.plan("b1:1", 1, now).unwrap();
+        let failed = v1::FetchResult {
+            error: Some(v1::Error {
+                reason: v1::ErrorReason::OffsetOutOfRange.into(),
+                ..Default::default()
+            }),
+            ..result(0, Vec::new())
+        };
+        let items = cursors.on_response(&asked, response(vec![failed]), &known, now);
+        let [
+            Item::Failed {
+                index: 0, error, ..
+            },
+        ] = &items[..]
+        else {
+            panic!("{items:?}")
+        };
+        assert_eq!(
+            (error.kind(), error.partition()),
+            (ErrorKind::OffsetOutOfRange, Some(0))
+        );
+        let later = now + Duration::from_secs(10);
+        assert_eq!(offsets(&mut cursors, later), [(1, 10), (2, 10)]);
+        cursors.resume(0, 0);
+        assert_eq!(offsets(&mut cursors, later).len(), 3);
+    }
+
+    #[test]
+    fn a_leader_that_moved_is_followed_at_once_and_a_failed_connection_after_a_pause() {
+        let (mut cursors, known) = fixture();
+        let now = Instant::now();
+        let (_, asked) = cursors.plan("b1:1", 1, now).unwrap();
+        let hint = [
+            ("leader_id", "2"),
+            ("leader_address", "b2:1"),
+            ("leader_epoch", "2"),
+        ];
+        let moved = v1::FetchResult {
+            error: Some(v1::Error {
+                reason: v1::ErrorReason::NotLeader.into(),
+                message: String::new(),
+                metadata: hint
+                    .map(|(k, v)| (k.to_owned(), v.to_owned()))
+                    .into_iter()
+                    .collect(),
+            }),
+            ..result(2, Vec::new())
+        };
+        assert!(
+            cursors
+                .on_response(&asked, response(vec![moved]), &known, now)
+                .is_empty()
+        );
+        assert!(cursors.refresh_wanted);
+        assert_eq!(
+            cursors.plan("b2:1", 1, now).unwrap().0.partitions[0].partition,
+            2
+        );
+
+        let (_, asked) = cursors.plan("b1:1", 1, now).unwrap();
+        let broken = Error::new(ErrorKind::Transport, "gone");
+        assert!(cursors.on_failure(&asked, &broken, &known, now).is_empty());
+        assert!(cursors.plan("b1:1", 1, now).is_none());
+        assert!(
+            cursors
+                .plan(
+                    "b1:1",
+                    1,
+                    cursors.next_due(now).unwrap() + Duration::from_secs(1)
+                )
+                .is_some()
+        );
+    }
+
+    #[test]
+    fn a_failed_call_is_blamed_on_the_partition_that_it_names() {
+        let (mut cursors, known) = fixture();
+        let now = Instant::now();
+        let (_, asked) = cursors.plan("b1:1", 1, now).unwrap();
+        let error = Error::unknown_partition(&"t".into(), 1, 1);
+        let items = cursors.on_failure(&asked, &error, &known, now);
+        assert!(
+            matches!(&items[..], [Item::Failed { index: 1, .. }]),
+            "{items:?}"
+        );
+        assert_eq!(offsets(&mut cursors, now), [(0, 10), (2, 10)]);
+    }
+}

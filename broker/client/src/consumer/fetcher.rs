@@ -1,0 +1,316 @@
+//! The consumer's background task: one long poll to each leader, the next as soon as the last is back and there is room for more.
+//!
+//! What to ask and what answers mean is decided in `cursors`; here are calls, cancellation, memory and metadata.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use millrace_proto::v1;
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::{AbortHandle, JoinSet},
+    time::{Instant, MissedTickBehavior, interval_at, sleep_until},
+};
+
+use super::{
+    buffer::Buffer,
+    cursors::{Asked, Assigned, Cursors, Item},
+};
+use crate::{
+    Client, backoff,
+    error::Error,
+    offsets::{self, OffsetSpec, Query},
+    transport::Transport,
+};
+
+/// What a batch costs beside its bytes while it waits.
+pub(crate) const BATCH_OVERHEAD: usize = 200;
+/// The least that a fetch asks for, however many brokers share the buffer.
+const MIN_FETCH: usize = 64 << 10;
+/// How far ahead the fetcher looks when it has nothing to wait for.
+const IDLE: Duration = Duration::from_secs(3600);
+
+/// A wish of the caller.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Seek {
+        index: usize,
+        generation: u64,
+        offset: i64,
+        done: oneshot::Sender<()>,
+    },
+    /// At most one for each partition, since it is paused until then.
+    Resume { index: usize, generation: u64 },
+}
+
+struct Poll {
+    asked: Vec<Asked>,
+    reserved: usize,
+    task: AbortHandle,
+}
+
+enum Done {
+    Fetched {
+        leader: Arc<str>,
+        id: u64,
+        result: Result<v1::FetchResponse, Error>,
+    },
+    Refreshed(Result<Vec<(Arc<Assigned>, i64)>, Error>),
+}
+
+pub(crate) struct Fetcher {
+    pub(crate) client: Client,
+    pub(crate) cursors: Cursors,
+    pub(crate) buffer: Arc<Buffer>,
+    pub(crate) max_bytes: usize,
+    pub(crate) max_wait: Duration,
+    /// Topics read with all their partitions, also those to come.
+    pub(crate) whole_topics: Vec<Arc<str>>,
+    /// All topics.
+    pub(crate) topics: Vec<String>,
+    /// As many as the buffer has room for.
+    pub(crate) items: mpsc::UnboundedSender<Item>,
+}
+
+impl Fetcher {
+    /// Runs until the consumer is dropped.
+    pub(crate) async fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
+        let mut tasks: JoinSet<Done> = JoinSet::new();
+        let mut polls: HashMap<Arc<str>, (u64, Poll)> = HashMap::new();
+        let mut next_id = 0;
+        let mut refreshing = false;
+        let mut refresh_not_before: Option<Instant> = None;
+        let mut refresh_failures = 0;
+        let interval = self.client.metadata_refresh();
+        let mut upkeep = interval_at(Instant::now() + interval, interval);
+        upkeep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.cursors.find_leaders(self.client.cached());
+        loop {
+            let now = Instant::now();
+            let mut starved = false;
+            let leaders = self.cursors.leaders();
+            for leader in &leaders {
+                if polls.contains_key(leader) {
+                    continue;
+                }
+                let share = (self.buffer.limit() / (2 * leaders.len()))
+                    .clamp(MIN_FETCH, self.max_bytes.max(MIN_FETCH));
+                if !self.buffer.try_take(share) {
+                    starved = true;
+                    continue;
+                }
+                let max_bytes = u32::try_from(share.min(self.max_bytes)).unwrap_or(u32::MAX);
+                let Some((request, asked)) = self.cursors.plan(leader, max_bytes, now) else {
+                    self.buffer.settle(share, 0);
+                    continue;
+                };
+                next_id += 1;
+                let call = fetch(
+                    self.client.clone(),
+                    leader.clone(),
+                    next_id,
+                    request,
+                    self.max_wait,
+                );
+                let task = tasks.spawn(call);
+                polls.insert(
+                    leader.clone(),
+                    (
+                        next_id,
+                        Poll {
+                            asked,
+                            reserved: share,
+                            task,
+                        },
+                    ),
+                );
+            }
+            if self.cursors.refresh_wanted
+                && !refreshing
+                && refresh_not_before.is_none_or(|time| time <= now)
+            {
+                self.cursors.refresh_wanted = false;
+                refreshing = true;
+                tasks.spawn(refresh(
+                    self.client.clone(),
+                    self.topics.clone(),
+                    self.unknown_partitions(),
+                ));
+            }
+            let refresh_due =
+                refresh_not_before.filter(|_| self.cursors.refresh_wanted && !refreshing);
+            let wake = self
+                .cursors
+                .next_due(now)
+                .into_iter()
+                .chain(refresh_due)
+                .min();
+
+            tokio::select! {
+                command = commands.recv() => match command {
+                    None => return,
+                    Some(command) => {
+                        let interrupted = self.obey(command);
+                        self.interrupt(interrupted.into_iter(), &mut polls);
+                    }
+                },
+                Some(done) = tasks.join_next(), if !tasks.is_empty() => match done {
+                    Ok(Done::Fetched { leader, id, result }) => {
+                        if polls.get(&leader).is_some_and(|poll| poll.0 == id)
+                            && let Some((_, poll)) = polls.remove(&leader)
+                        {
+                            self.on_fetched(poll, result);
+                        }
+                    }
+                    Ok(Done::Refreshed(result)) => {
+                        refreshing = false;
+                        match result {
+                            Ok(joined) => {
+                                refresh_failures = 0;
+                                self.join(joined);
+                            }
+                            Err(error) => {
+                                refresh_failures += 1;
+                                self.cursors.refresh_wanted = true;
+                                tracing::warn!(%error, "can't refresh metadata");
+                            }
+                        }
+                        // Also after a success: a leader may still be missing.
+                        refresh_not_before = Some(Instant::now() + backoff::delay(refresh_failures.max(1)));
+                        let deposed = self.cursors.find_leaders(self.client.cached());
+                        self.interrupt(deposed.into_iter(), &mut polls);
+                    }
+                    // An interrupted poll.
+                    Err(error) if error.is_cancelled() => {}
+                    Err(error) => tracing::error!(%error, "a consumer's background task failed"),
+                },
+                () = self.buffer.freed.notified(), if starved => {}
+                () = sleep_until(wake.unwrap_or(now + IDLE)) => {}
+                _ = upkeep.tick() => self.cursors.refresh_wanted = true,
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) -> Option<Arc<str>> {
+        match command {
+            Command::Seek {
+                index,
+                generation,
+                offset,
+                done,
+            } => {
+                let interrupted = self.cursors.seek(index, generation, offset);
+                // The caller may have stopped waiting.
+                let _ = done.send(());
+                interrupted
+            }
+            Command::Resume { index, generation } => {
+                self.cursors.resume(index, generation);
+                None
+            }
+        }
+    }
+
+    /// Ends long polls that ask for something outdated.
+    fn interrupt(
+        &self,
+        leaders: impl Iterator<Item = Arc<str>>,
+        polls: &mut HashMap<Arc<str>, (u64, Poll)>,
+    ) {
+        for leader in leaders {
+            if let Some((_, poll)) = polls.remove(&leader) {
+                poll.task.abort();
+                self.buffer.settle(poll.reserved, 0);
+            }
+        }
+    }
+
+    fn on_fetched(&mut self, poll: Poll, result: Result<v1::FetchResponse, Error>) {
+        let now = Instant::now();
+        let metadata = self.client.cached();
+        let items = match result {
+            Ok(response) => self
+                .cursors
+                .on_response(&poll.asked, response, metadata, now),
+            Err(error) => self.cursors.on_failure(&poll.asked, &error, metadata, now),
+        };
+        let cost = |item: &Item| match item {
+            Item::Batches { batches, .. } => {
+                batches.iter().map(|b| b.bytes.len() + BATCH_OVERHEAD).sum()
+            }
+            _ => 0,
+        };
+        self.buffer
+            .settle(poll.reserved, items.iter().map(cost).sum());
+        for item in items {
+            // Fails only when the consumer is gone; then the commands end, too.
+            let _ = self.items.send(item);
+        }
+    }
+
+    /// The first partition of each whole topic that isn't read yet.
+    fn unknown_partitions(&self) -> Vec<(Arc<str>, i32)> {
+        self.whole_topics
+            .iter()
+            .map(|topic| (topic.clone(), self.cursors.partitions_of(topic)))
+            .collect()
+    }
+
+    fn join(&mut self, joined: Vec<(Arc<Assigned>, i64)>) {
+        for (assigned, offset) in joined {
+            if assigned.partition == self.cursors.partitions_of(&assigned.topic) {
+                tracing::info!(topic = %assigned.topic, partition = assigned.partition, "reading a new partition");
+                let _ = self.items.send(Item::Joined {
+                    assigned: assigned.clone(),
+                    offset,
+                });
+                self.cursors.add(assigned, offset);
+            }
+        }
+    }
+}
+
+async fn fetch(
+    client: Client,
+    leader: Arc<str>,
+    id: u64,
+    request: v1::FetchRequest,
+    max_wait: Duration,
+) -> Done {
+    let call = async {
+        let mut service = client.transport().fetcher(&leader)?;
+        let limit = client.transport().request_timeout() + max_wait;
+        Transport::call(&leader, limit, service.fetch(request)).await
+    };
+    let result = call.await;
+    Done::Fetched { leader, id, result }
+}
+
+/// Asks for metadata, and where partitions that are new begin.
+async fn refresh(client: Client, topics: Vec<String>, known: Vec<(Arc<str>, i32)>) -> Done {
+    let look = async {
+        client.refresh(&topics).await?;
+        let mut queries = Vec::new();
+        for (topic, known) in known {
+            let Some(found) = client.cached().topic(&topic) else {
+                continue;
+            };
+            for partition in known..i32::try_from(found.leaders.len()).unwrap_or(i32::MAX) {
+                // From the beginning: all that is in it came after the consumer started.
+                queries.push(Query {
+                    topic: topic.clone(),
+                    partition,
+                    spec: OffsetSpec::Earliest,
+                });
+            }
+        }
+        let found = offsets::find(&client, queries.clone(), client.deadline()).await?;
+        let joined = queries.into_iter().zip(found).map(|(query, found)| {
+            (
+                Assigned::new(query.topic, query.partition),
+                found.map_or(0, |at| at.offset),
+            )
+        });
+        Ok(joined.collect())
+    };
+    Done::Refreshed(look.await)
+}

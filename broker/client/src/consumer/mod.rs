@@ -1,0 +1,689 @@
+//! The consumer: its configuration and its public faces, a stream of records and a stream of batches.
+//!
+//! The [`fetcher`], a background task, keeps a bounded buffer of batches filled; records are decoded here, on the caller's side,
+//! one batch at a time. Groups and committed offsets are no part of this.
+
+mod buffer;
+mod cursors;
+mod fetcher;
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll, ready},
+    time::Duration,
+    vec,
+};
+
+use bytes::Bytes;
+use futures::Stream;
+use millrace_record::{BatchHeader, DecodeLimits, Record, Records, decode};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::AbortHandle,
+};
+
+use self::{
+    buffer::Buffer,
+    cursors::{Assigned, Cursors, FetchSettings, Fetched, Item},
+    fetcher::{BATCH_OVERHEAD, Command, Fetcher},
+};
+use crate::{
+    Client,
+    error::{Error, ErrorKind},
+    offsets::{self, OffsetSpec, Query},
+    transport::MAX_MESSAGE_BYTES,
+};
+
+/// Where to begin reading a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum StartFrom {
+    /// At the first record still held.
+    #[default]
+    Earliest,
+    /// After the last record that is there now.
+    Latest,
+    /// At this offset.
+    Offset(i64),
+    /// At the first record whose timestamp, in milliseconds since the Unix epoch, is at or after this; if there is none, as
+    /// [`Latest`](StartFrom::Latest).
+    Timestamp(i64),
+}
+
+/// Configures a [`Consumer`] or a [`BatchConsumer`]. `{:?}` prints all settings.
+#[derive(Debug, Clone)]
+pub struct ConsumerBuilder {
+    client: Client,
+    /// With the partitions, if not all.
+    topics: Vec<(Arc<str>, Option<Vec<i32>>)>,
+    start: StartFrom,
+    max_buffered_bytes: usize,
+    min_bytes: u32,
+    max_wait: Duration,
+    max_bytes: usize,
+    max_partition_bytes: u32,
+}
+
+impl ConsumerBuilder {
+    pub(crate) fn new(client: Client) -> Self {
+        ConsumerBuilder {
+            client,
+            topics: Vec::new(),
+            start: StartFrom::Earliest,
+            max_buffered_bytes: 32 << 20,
+            min_bytes: 1,
+            max_wait: Duration::from_millis(500),
+            max_bytes: 4 << 20,
+            max_partition_bytes: 1 << 20,
+        }
+    }
+
+    /// Reads all partitions of a topic, also those that are added later (from their beginning).
+    pub fn topic(mut self, topic: impl Into<Arc<str>>) -> Self {
+        self.topics.push((topic.into(), None));
+        self
+    }
+
+    /// Reads all partitions of several topics.
+    pub fn topics<T: Into<Arc<str>>>(self, topics: impl IntoIterator<Item = T>) -> Self {
+        topics.into_iter().fold(self, ConsumerBuilder::topic)
+    }
+
+    /// Reads some partitions of a topic.
+    pub fn partitions(
+        mut self,
+        topic: impl Into<Arc<str>>,
+        partitions: impl IntoIterator<Item = i32>,
+    ) -> Self {
+        self.topics
+            .push((topic.into(), Some(partitions.into_iter().collect())));
+        self
+    }
+
+    /// Where to begin in every partition. Default: [`StartFrom::Earliest`].
+    pub fn start(mut self, start: StartFrom) -> Self {
+        self.start = start;
+        self
+    }
+
+    /// The most bytes that are fetched ahead. One batch more can come if it is larger than this. Default: 32 MiB.
+    pub fn max_buffered_bytes(mut self, bytes: usize) -> Self {
+        self.max_buffered_bytes = bytes;
+        self
+    }
+
+    /// The broker waits for so much data before it answers. Default: 1.
+    pub fn min_bytes(mut self, bytes: u32) -> Self {
+        self.min_bytes = bytes;
+        self
+    }
+
+    /// The broker answers after this time even with less than `min_bytes`; at most 60 s. Default: 500 ms.
+    pub fn max_wait(mut self, wait: Duration) -> Self {
+        self.max_wait = wait;
+        self
+    }
+
+    /// The most bytes in one answer. Records keep the memory of the answer that they came in as long as they live.
+    /// Default: 4 MiB.
+    pub fn max_bytes(mut self, bytes: usize) -> Self {
+        self.max_bytes = bytes;
+        self
+    }
+
+    /// The most bytes of one partition in one answer. Default: 1 MiB.
+    pub fn max_partition_bytes(mut self, bytes: u32) -> Self {
+        self.max_partition_bytes = bytes;
+        self
+    }
+
+    /// Finds where to begin and starts fetching. Must be called within a Tokio runtime.
+    pub async fn build(self) -> Result<Consumer, Error> {
+        Ok(Consumer {
+            engine: self.start_engine().await?,
+            current: None,
+        })
+    }
+
+    /// The same for whole batches, not decoded.
+    pub async fn build_batches(self) -> Result<BatchConsumer, Error> {
+        Ok(BatchConsumer {
+            engine: self.start_engine().await?,
+        })
+    }
+
+    async fn start_engine(self) -> Result<Engine, Error> {
+        let invalid = |message: &str| Err(Error::new(ErrorKind::InvalidRequest, message));
+        if self.topics.is_empty() {
+            return invalid("nothing to read: name a topic with `topic`, `topics` or `partitions`");
+        }
+        if self.max_wait > Duration::from_secs(60) {
+            return invalid("max_wait must be at most 60 s");
+        }
+        if self.max_bytes == 0 || self.max_bytes > MAX_MESSAGE_BYTES / 2 {
+            return invalid("max_bytes must be from 1 to 32 MiB");
+        }
+        let client = &self.client;
+        let mut wanted: BTreeSet<(Arc<str>, i32)> = BTreeSet::new();
+        let mut whole_topics: Vec<Arc<str>> = Vec::new();
+        for (topic, partitions) in &self.topics {
+            let count = client.topic(topic, client.deadline()).await?.leaders.len();
+            match partitions {
+                Some(partitions) => wanted.extend(partitions.iter().map(|&p| (topic.clone(), p))),
+                None => {
+                    wanted.extend(
+                        (0..i32::try_from(count).unwrap_or(i32::MAX)).map(|p| (topic.clone(), p)),
+                    );
+                    whole_topics.push(topic.clone());
+                }
+            }
+        }
+        whole_topics.sort();
+        whole_topics.dedup();
+        let wanted: Vec<(Arc<str>, i32)> = wanted.into_iter().collect();
+        let offsets = resolve(client, &wanted, self.start).await?;
+
+        let settings = FetchSettings {
+            min_bytes: self.min_bytes,
+            max_wait: self.max_wait,
+            max_partition_bytes: self.max_partition_bytes,
+        };
+        let mut cursors = Cursors::new(settings);
+        let mut topics: Vec<String> = wanted.iter().map(|(topic, _)| topic.to_string()).collect();
+        topics.extend(whole_topics.iter().map(|topic| topic.to_string()));
+        topics.sort();
+        topics.dedup();
+        let (items, items_out) = mpsc::unbounded_channel();
+        let (commands, commands_out) = mpsc::unbounded_channel();
+        let buffer = Arc::new(Buffer::new(self.max_buffered_bytes));
+        let mut tracked = Vec::with_capacity(wanted.len());
+        for ((topic, partition), offset) in wanted.into_iter().zip(offsets) {
+            let assigned = Assigned::new(topic, partition);
+            cursors.add(assigned.clone(), offset);
+            tracked.push((assigned, offset));
+        }
+        let fetcher = Fetcher {
+            client: self.client.clone(),
+            cursors,
+            buffer: buffer.clone(),
+            max_bytes: self.max_bytes,
+            max_wait: self.max_wait,
+            whole_topics,
+            topics,
+            items,
+        };
+        let task = tokio::spawn(fetcher.run(commands_out)).abort_handle();
+        let mut engine = Engine {
+            client: self.client,
+            tracked: Vec::new(),
+            index: HashMap::new(),
+            items: items_out,
+            commands,
+            buffer,
+            pending: None,
+            task,
+        };
+        tracked
+            .into_iter()
+            .for_each(|(assigned, offset)| engine.track(assigned, offset));
+        Ok(engine)
+    }
+}
+
+/// Turns a wish into offsets, one for each partition.
+async fn resolve(
+    client: &Client,
+    partitions: &[(Arc<str>, i32)],
+    start: StartFrom,
+) -> Result<Vec<i64>, Error> {
+    let spec = match start {
+        StartFrom::Offset(offset) => return Ok(vec![offset; partitions.len()]),
+        StartFrom::Earliest => OffsetSpec::Earliest,
+        StartFrom::Latest => OffsetSpec::Latest,
+        StartFrom::Timestamp(ms) => OffsetSpec::Timestamp(ms),
+    };
+    let query = |spec| {
+        let queries = partitions.iter().map(|(topic, partition)| Query {
+            topic: topic.clone(),
+            partition: *partition,
+            spec,
+        });
+        queries.collect::<Vec<_>>()
+    };
+    // Before the search by time, so that nothing that comes in between is skipped.
+    let latest = match start {
+        StartFrom::Timestamp(_) => {
+            offsets::find(client, query(OffsetSpec::Latest), client.deadline()).await?
+        }
+        _ => vec![None; partitions.len()],
+    };
+    let found = offsets::find(client, query(spec), client.deadline()).await?;
+    Ok(found
+        .into_iter()
+        .zip(latest)
+        .map(|(found, latest)| found.or(latest).map_or(0, |at| at.offset))
+        .collect())
+}
+
+/// What both consumers have: the batches that arrive, and the caller's place in each partition.
+struct Engine {
+    client: Client,
+    tracked: Vec<Tracked>,
+    index: HashMap<Arc<str>, HashMap<i32, usize>>,
+    items: mpsc::UnboundedReceiver<Item>,
+    commands: mpsc::UnboundedSender<Command>,
+    buffer: Arc<Buffer>,
+    pending: Option<Pending>,
+    task: AbortHandle,
+}
+
+/// A batch with its partition's index.
+type NextBatch = Result<(usize, BatchHeader, Fetched), Error>;
+
+struct Tracked {
+    assigned: Arc<Assigned>,
+    generation: u64,
+    /// The next offset for the caller.
+    position: i64,
+}
+
+struct Pending {
+    index: usize,
+    generation: u64,
+    batches: vec::IntoIter<Fetched>,
+}
+
+impl Engine {
+    fn track(&mut self, assigned: Arc<Assigned>, offset: i64) {
+        let partitions = self.index.entry(assigned.topic.clone()).or_default();
+        partitions.insert(assigned.partition, self.tracked.len());
+        self.tracked.push(Tracked {
+            assigned,
+            generation: 0,
+            position: offset,
+        });
+    }
+
+    fn find(&self, topic: &str, partition: i32) -> Option<usize> {
+        self.index.get(topic)?.get(&partition).copied()
+    }
+
+    /// The next batch of records for the caller. Its bytes still count as buffered.
+    fn poll_batch(&mut self, cx: &mut Context<'_>) -> Poll<Option<NextBatch>> {
+        loop {
+            while let Some(pending) = &mut self.pending {
+                let Some(fetched) = pending.batches.next() else {
+                    self.pending = None;
+                    break;
+                };
+                let tracked = &mut self.tracked[pending.index];
+                if tracked.generation != pending.generation {
+                    self.buffer.give_back(cost(&fetched));
+                    continue;
+                }
+                match &fetched.header {
+                    // Markers of transactions are not for callers.
+                    Ok(header) if header.attributes.is_control() => {
+                        tracked.position = fetched.next;
+                        self.buffer.give_back(cost(&fetched));
+                    }
+                    Ok(header) => return Poll::Ready(Some(Ok((pending.index, *header, fetched)))),
+                    Err(error) => {
+                        let Assigned {
+                            topic, partition, ..
+                        } = &*tracked.assigned;
+                        let error = Error::from_batch(error, topic, *partition, Some(fetched.from));
+                        tracked.position = fetched.next;
+                        self.buffer.give_back(cost(&fetched));
+                        return Poll::Ready(Some(Err(error)));
+                    }
+                }
+            }
+            match ready!(self.items.poll_recv(cx)) {
+                None => return Poll::Ready(None),
+                Some(Item::Joined { assigned, offset }) => self.track(assigned, offset),
+                Some(Item::Batches {
+                    index,
+                    generation,
+                    batches,
+                }) => {
+                    self.pending = Some(Pending {
+                        index,
+                        generation,
+                        batches: batches.into_iter(),
+                    });
+                }
+                Some(Item::Failed {
+                    index,
+                    generation,
+                    error,
+                }) => {
+                    if self.tracked[index].generation != generation {
+                        continue;
+                    }
+                    if error.kind() != ErrorKind::OffsetOutOfRange {
+                        // Fails only if the task is gone; the next poll says so.
+                        let _ = self.commands.send(Command::Resume { index, generation });
+                    }
+                    return Poll::Ready(Some(Err(error)));
+                }
+            }
+        }
+    }
+
+    async fn seek(
+        &mut self,
+        topic: &str,
+        partition: i32,
+        start: StartFrom,
+    ) -> Result<usize, Error> {
+        let topic: Arc<str> = topic.into();
+        let index = self.find(&topic, partition).ok_or_else(|| {
+            let message = format!("this consumer does not read partition {partition} of topic `{topic}`; add it when building");
+            Error::new(ErrorKind::InvalidRequest, message).at(&topic, partition)
+        })?;
+        let offsets = resolve(&self.client, &[(topic, partition)], start).await?;
+        let offset = offsets.first().copied().unwrap_or_default();
+        let tracked = &mut self.tracked[index];
+        tracked.generation += 1;
+        tracked.position = offset;
+        let (done, acknowledged) = oneshot::channel();
+        let command = Command::Seek {
+            index,
+            generation: tracked.generation,
+            offset,
+            done,
+        };
+        self.commands
+            .send(command)
+            .map_err(|_| Error::closed("consumer"))?;
+        acknowledged.await.map_err(|_| Error::closed("consumer"))?;
+        Ok(index)
+    }
+
+    fn high_watermark(&self, topic: &str, partition: i32) -> Option<i64> {
+        let tracked = &self.tracked[self.find(topic, partition)?];
+        Some(tracked.assigned.high_watermark.load(Ordering::Relaxed)).filter(|&offset| offset >= 0)
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn cost(fetched: &Fetched) -> usize {
+    fetched.bytes.len() + BATCH_OVERHEAD
+}
+
+fn limits() -> DecodeLimits {
+    DecodeLimits {
+        max_decompressed_bytes: MAX_MESSAGE_BYTES,
+    }
+}
+
+/// A record and where it came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConsumedRecord {
+    /// The topic's name.
+    pub topic: Arc<str>,
+    /// The partition's index.
+    pub partition: i32,
+    /// The record, with its offset.
+    pub record: Record,
+    /// The epoch of the leader that appended it.
+    pub leader_epoch: i32,
+}
+
+/// Reads records: a [`Stream`] that has no end. Records of one partition come in order, each offset at most once between seeks.
+///
+/// Whoever is slow only makes fetching pause. Errors don't end the stream: after a batch that can't be read it goes on with the
+/// next one, other failures are retried; only [`ErrorKind::OffsetOutOfRange`] stops its partition until
+/// [`seek`](Consumer::seek). What a retry may cure is logged, not returned.
+pub struct Consumer {
+    engine: Engine,
+    current: Option<Current>,
+}
+
+/// The batch that is being read.
+struct Current {
+    records: Records,
+    index: usize,
+    topic: Arc<str>,
+    partition: i32,
+    leader_epoch: i32,
+    /// The next offset for the caller.
+    position: i64,
+    /// Where to go on after the batch.
+    next: i64,
+    cost: usize,
+}
+
+impl fmt::Debug for Consumer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Consumer")
+            .field("partitions", &self.engine.tracked.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Consumer {
+    /// The next record. Cancel safe.
+    pub async fn next_record(&mut self) -> Option<Result<ConsumedRecord, Error>> {
+        std::future::poll_fn(|cx| self.poll_record(cx)).await
+    }
+
+    /// Goes on from elsewhere in one partition. What was fetched before is dropped.
+    pub async fn seek(
+        &mut self,
+        topic: &str,
+        partition: i32,
+        start: StartFrom,
+    ) -> Result<(), Error> {
+        let index = self.engine.seek(topic, partition, start).await?;
+        if let Some(current) = self.current.take_if(|current| current.index == index) {
+            self.engine.buffer.give_back(current.cost);
+        }
+        Ok(())
+    }
+
+    /// The offset of the next record to be returned from the partition, if this consumer reads it.
+    pub fn position(&self, topic: &str, partition: i32) -> Option<i64> {
+        let index = self.engine.find(topic, partition)?;
+        let current = self
+            .current
+            .as_ref()
+            .filter(|current| current.index == index);
+        Some(
+            current.map_or(self.engine.tracked[index].position, |current| {
+                current.position
+            }),
+        )
+    }
+
+    /// The first offset that can't be read yet, as of the last answer from the partition's leader.
+    pub fn high_watermark(&self, topic: &str, partition: i32) -> Option<i64> {
+        self.engine.high_watermark(topic, partition)
+    }
+
+    fn poll_record(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<ConsumedRecord, Error>>> {
+        loop {
+            if let Some(current) = &mut self.current {
+                match current.records.next() {
+                    // A batch may begin before the offset asked for.
+                    Some(Ok(record)) if record.offset < current.position => continue,
+                    Some(Ok(record)) => {
+                        current.position = record.offset.saturating_add(1);
+                        return Poll::Ready(Some(Ok(ConsumedRecord {
+                            topic: current.topic.clone(),
+                            partition: current.partition,
+                            record,
+                            leader_epoch: current.leader_epoch,
+                        })));
+                    }
+                    Some(Err(error)) => {
+                        let offset = current.position;
+                        let error = Error::from_batch(
+                            &error,
+                            &current.topic,
+                            current.partition,
+                            Some(offset),
+                        );
+                        self.leave_batch();
+                        return Poll::Ready(Some(Err(error)));
+                    }
+                    None => self.leave_batch(),
+                }
+            }
+            let (index, header, fetched) = match ready!(self.engine.poll_batch(cx)) {
+                Some(Ok(batch)) => batch,
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => return Poll::Ready(None),
+            };
+            let tracked = &mut self.engine.tracked[index];
+            let (topic, partition) = (tracked.assigned.topic.clone(), tracked.assigned.partition);
+            match decode(&fetched.bytes, &limits()) {
+                Ok(records) => {
+                    self.current = Some(Current {
+                        records,
+                        index,
+                        topic,
+                        partition,
+                        leader_epoch: header.leader_epoch,
+                        position: fetched.from,
+                        next: fetched.next,
+                        cost: cost(&fetched),
+                    });
+                }
+                Err(error) => {
+                    tracked.position = fetched.next;
+                    self.engine.buffer.give_back(cost(&fetched));
+                    let error = Error::from_batch(&error, &topic, partition, Some(fetched.from));
+                    return Poll::Ready(Some(Err(error)));
+                }
+            }
+        }
+    }
+
+    fn leave_batch(&mut self) {
+        if let Some(current) = self.current.take() {
+            self.engine.tracked[current.index].position = current.next;
+            self.engine.buffer.give_back(current.cost);
+        }
+    }
+}
+
+impl Stream for Consumer {
+    type Item = Result<ConsumedRecord, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.poll_record(cx)
+    }
+}
+
+/// A batch as it is in the log.
+#[derive(Debug, Clone)]
+pub struct ConsumedBatch {
+    /// The topic's name.
+    pub topic: Arc<str>,
+    /// The partition's index.
+    pub partition: i32,
+    /// The batch's header.
+    pub header: BatchHeader,
+    /// The whole batch, header included. Its checksum is checked by [`records`](ConsumedBatch::records) only.
+    pub bytes: Bytes,
+    from: i64,
+}
+
+impl ConsumedBatch {
+    /// Checks and decodes the batch. Leaves out records before the offset where the consumer began.
+    pub fn records(&self) -> Result<impl Iterator<Item = Result<Record, Error>> + use<'_>, Error> {
+        let wrong = |error| {
+            Error::from_batch(
+                &error,
+                &self.topic,
+                self.partition,
+                Some(self.header.base_offset),
+            )
+        };
+        let records = decode(&self.bytes, &limits()).map_err(wrong)?;
+        let is_wanted = |record: &Result<Record, _>| {
+            record
+                .as_ref()
+                .map_or(true, |record| record.offset >= self.from)
+        };
+        Ok(records
+            .filter(is_wanted)
+            .map(move |record| record.map_err(wrong)))
+    }
+}
+
+/// Reads whole batches, for those who pass them on or decode elsewhere: a [`Stream`] that has no end. Order and errors are as
+/// with [`Consumer`].
+pub struct BatchConsumer {
+    engine: Engine,
+}
+
+impl fmt::Debug for BatchConsumer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BatchConsumer")
+            .field("partitions", &self.engine.tracked.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl BatchConsumer {
+    /// The next batch. Cancel safe.
+    pub async fn next_batch(&mut self) -> Option<Result<ConsumedBatch, Error>> {
+        std::future::poll_fn(|cx| self.poll_batch(cx)).await
+    }
+
+    /// Goes on from elsewhere in one partition. What was fetched before is dropped.
+    pub async fn seek(
+        &mut self,
+        topic: &str,
+        partition: i32,
+        start: StartFrom,
+    ) -> Result<(), Error> {
+        self.engine.seek(topic, partition, start).await.map(drop)
+    }
+
+    /// The offset after the last batch returned from the partition, if this consumer reads it.
+    pub fn position(&self, topic: &str, partition: i32) -> Option<i64> {
+        Some(self.engine.tracked[self.engine.find(topic, partition)?].position)
+    }
+
+    /// The first offset that can't be read yet, as of the last answer from the partition's leader.
+    pub fn high_watermark(&self, topic: &str, partition: i32) -> Option<i64> {
+        self.engine.high_watermark(topic, partition)
+    }
+
+    fn poll_batch(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<ConsumedBatch, Error>>> {
+        let (index, header, fetched) = match ready!(self.engine.poll_batch(cx)) {
+            Some(Ok(batch)) => batch,
+            Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+            None => return Poll::Ready(None),
+        };
+        self.engine.buffer.give_back(cost(&fetched));
+        let tracked = &mut self.engine.tracked[index];
+        tracked.position = fetched.next;
+        Poll::Ready(Some(Ok(ConsumedBatch {
+            topic: tracked.assigned.topic.clone(),
+            partition: tracked.assigned.partition,
+            header,
+            bytes: fetched.bytes,
+            from: fetched.from,
+        })))
+    }
+}
+
+impl Stream for BatchConsumer {
+    type Item = Result<ConsumedBatch, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.poll_batch(cx)
+    }
+}

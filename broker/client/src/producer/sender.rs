@@ -1,0 +1,609 @@
+//! The producer's background task: drains the accumulator into requests, one link for each broker, and acts on the answers.
+//!
+//! One task owns all state of sending, so that nothing of it needs a lock. What to do with one partition's units is decided in
+//! `lane`, encoding and streams are the links'; here is which partition goes to which broker, and when.
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap, VecDeque},
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use millrace_record::ProducerState;
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior, interval_at, sleep_until},
+};
+
+use super::{
+    Shared,
+    accumulator::{Accumulator, Partition, Readiness},
+    batch::{Batch, Unit},
+    delivery::Ack,
+    lane::{Lane, Verdict, timed_out},
+    link::{Answer, Link},
+};
+use crate::{
+    backoff,
+    error::{Error, ErrorKind},
+};
+
+/// How far ahead the sender looks when it has nothing to wait for.
+const IDLE: Duration = Duration::from_secs(3600);
+
+/// A partition and its sending state.
+struct Seat {
+    partition: Arc<Partition>,
+    lane: Lane,
+    /// Index of the leader.
+    leader: Option<usize>,
+    /// Where its units in flight are.
+    via: Option<usize>,
+    /// Whether it is in its leader's `ready`.
+    queued: bool,
+    /// Whether to send the open batch although it isn't due.
+    force: bool,
+    /// The earliest entry among the timers.
+    timer: Option<Instant>,
+}
+
+struct Broker {
+    requests: mpsc::Sender<Vec<Unit>>,
+    in_flight: usize,
+    ready: VecDeque<usize>,
+    failures: u32,
+    not_before: Option<Instant>,
+}
+
+/// The outcome of work beside sending.
+enum Side {
+    Refreshed(Result<(), Error>),
+    Identity(Result<ProducerState, Error>),
+}
+
+pub(crate) struct Sender {
+    shared: Arc<Shared>,
+    seats: Vec<Seat>,
+    brokers: Vec<Broker>,
+    by_address: HashMap<Arc<str>, usize>,
+    timers: BinaryHeap<Reverse<(Instant, usize)>>,
+    answers: (mpsc::Sender<Answer>, mpsc::Receiver<Answer>),
+    side: JoinSet<Side>,
+    refresh_wanted: bool,
+    refreshing: bool,
+    refresh_failures: u32,
+    refresh_not_before: Option<Instant>,
+    identity: Option<ProducerState>,
+    identity_wanted: bool,
+    /// Partitions that need another producer id.
+    outworn: Vec<usize>,
+    closing: bool,
+    fatal: Option<Error>,
+}
+
+impl Sender {
+    pub(crate) fn new(shared: Arc<Shared>, identity: Option<ProducerState>) -> Self {
+        Sender {
+            shared,
+            seats: Vec::new(),
+            brokers: Vec::new(),
+            by_address: HashMap::new(),
+            timers: BinaryHeap::new(),
+            answers: mpsc::channel(256),
+            side: JoinSet::new(),
+            refresh_wanted: false,
+            refreshing: false,
+            refresh_failures: 0,
+            refresh_not_before: None,
+            identity,
+            identity_wanted: false,
+            outworn: Vec::new(),
+            closing: false,
+            fatal: None,
+        }
+    }
+
+    fn accumulator(&self) -> &Accumulator {
+        &self.shared.accumulator
+    }
+
+    /// Runs until the producer is closed and everything has its outcome, or until it is told to stop.
+    pub(crate) async fn run(mut self) {
+        let shared = self.shared.clone();
+        let look = (shared.accumulator.delivery_timeout / 50)
+            .clamp(Duration::from_millis(5), Duration::from_secs(1));
+        let mut expiry = interval_at(Instant::now() + look, look);
+        expiry.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let refresh = shared.client.metadata_refresh();
+        let mut upkeep = interval_at(Instant::now() + refresh, refresh);
+        upkeep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let now = Instant::now();
+            let abort = self.read_news(now);
+            if abort || self.fatal.is_some() || (self.closing && shared.accumulator.is_complete()) {
+                break;
+            }
+            self.fire_timers(now);
+            self.relieve_pressure(now);
+            self.renew_identities(now);
+            self.dispatch(now);
+            self.start_refresh(now);
+            let wake = self.next_wake(now);
+            tokio::select! {
+                () = shared.accumulator.news.notified() => {}
+                Some(answer) = self.answers.1.recv() => {
+                    let now = Instant::now();
+                    self.on_answer(answer, now);
+                    while let Ok(answer) = self.answers.1.try_recv() {
+                        self.on_answer(answer, now);
+                    }
+                }
+                Some(done) = self.side.join_next(), if !self.side.is_empty() => match done {
+                    Ok(Side::Refreshed(result)) => self.on_refreshed(result, Instant::now()),
+                    Ok(Side::Identity(result)) => self.on_identity(result),
+                    Err(error) => tracing::error!(%error, "a producer's background task failed"),
+                },
+                () = sleep_until(wake) => {}
+                _ = expiry.tick() => self.expire(Instant::now()),
+                _ = upkeep.tick() => self.refresh_wanted = !self.seats.is_empty(),
+            }
+        }
+        self.finish();
+    }
+
+    /// Returns whether to stop at once.
+    fn read_news(&mut self, now: Instant) -> bool {
+        let news = self.accumulator().read_news();
+        for partition in news.partitions {
+            self.adopt_new_partitions(partition.slot);
+            self.touch(partition.slot, now);
+        }
+        let closes = news.close && !self.closing;
+        self.closing |= news.close;
+        if news.flush || closes {
+            self.force_all(now);
+        }
+        news.abort
+    }
+
+    fn adopt_new_partitions(&mut self, slot: usize) {
+        if slot < self.seats.len() {
+            return;
+        }
+        let fresh = self.shared.partitions_from(self.seats.len());
+        for partition in fresh {
+            let leader = self.leader_of(&partition);
+            let lane = Lane::new(self.identity);
+            self.seats.push(Seat {
+                partition,
+                lane,
+                leader,
+                via: None,
+                queued: false,
+                force: false,
+                timer: None,
+            });
+        }
+    }
+
+    fn leader_of(&mut self, partition: &Partition) -> Option<usize> {
+        let address = self
+            .shared
+            .client
+            .cached()
+            .leader(&partition.topic, partition.index);
+        partition
+            .available
+            .store(address.is_some(), Ordering::Relaxed);
+        let address = address?;
+        if let Some(&broker) = self.by_address.get(&address) {
+            return Some(broker);
+        }
+        let max_in_flight = self.shared.config.max_in_flight;
+        let (requests, inbox) = mpsc::channel(max_in_flight);
+        let broker = self.brokers.len();
+        let link = Link {
+            broker,
+            address: address.clone(),
+            client: self.shared.client.clone(),
+            acks: self.shared.config.acks,
+            max_in_flight,
+            answers: self.answers.0.clone(),
+        };
+        tokio::spawn(link.run(inbox));
+        self.brokers.push(Broker {
+            requests,
+            in_flight: 0,
+            ready: VecDeque::new(),
+            failures: 0,
+            not_before: None,
+        });
+        self.by_address.insert(address, broker);
+        Some(broker)
+    }
+
+    fn force_all(&mut self, now: Instant) {
+        self.adopt_new_partitions(self.shared.partition_count().saturating_sub(1));
+        for slot in 0..self.seats.len() {
+            self.seats[slot].force = true;
+            self.touch(slot, now);
+        }
+    }
+
+    /// Looks at one partition: puts it in its leader's queue if there is something to send, or sets a timer.
+    fn touch(&mut self, slot: usize, now: Instant) {
+        let Some(seat) = self.seats.get_mut(slot) else {
+            return;
+        };
+        if seat.queued {
+            return;
+        }
+        let readiness = match seat.lane.next_retry() {
+            Some(_) => Readiness::Ready,
+            None => seat.partition.readiness(&self.shared.accumulator, now),
+        };
+        match readiness {
+            Readiness::Empty => seat.force = false,
+            Readiness::Lingering(due) if !seat.force => self.set_timer(slot, due),
+            Readiness::Lingering(_) | Readiness::Ready => {
+                match (seat.lane.can_send(now), seat.leader) {
+                    (true, Some(leader)) => {
+                        seat.queued = true;
+                        self.brokers[leader].ready.push_back(slot);
+                    }
+                    (true, None) => self.refresh_wanted = true,
+                    (false, _) => {
+                        // If it waits for answers instead, they bring it back here.
+                        if let Some(time) = seat.lane.not_before().filter(|time| *time > now) {
+                            self.set_timer(slot, time);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn set_timer(&mut self, slot: usize, time: Instant) {
+        let timer = &mut self.seats[slot].timer;
+        if timer.is_none_or(|set| time < set) {
+            *timer = Some(time);
+            self.timers.push(Reverse((time, slot)));
+        }
+    }
+
+    fn fire_timers(&mut self, now: Instant) {
+        while let Some(&Reverse((time, slot))) = self.timers.peek().filter(|timer| timer.0.0 <= now)
+        {
+            self.timers.pop();
+            if self.seats[slot].timer == Some(time) {
+                self.seats[slot].timer = None;
+                self.touch(slot, now);
+            }
+        }
+    }
+
+    /// Callers wait for room while all of it lies in open batches: those are sent although they aren't due.
+    fn relieve_pressure(&mut self, now: Instant) {
+        let is_idle = |broker: &Broker| broker.in_flight == 0 && broker.ready.is_empty();
+        if self.accumulator().waiting.load(Ordering::Acquire) > 0
+            && self.brokers.iter().all(is_idle)
+        {
+            self.force_all(now);
+        }
+    }
+
+    fn dispatch(&mut self, now: Instant) {
+        let max_in_flight = self.shared.config.max_in_flight;
+        for index in 0..self.brokers.len() {
+            loop {
+                let broker = &self.brokers[index];
+                let backs_off = broker.not_before.is_some_and(|time| time > now);
+                if broker.in_flight >= max_in_flight || broker.ready.is_empty() || backs_off {
+                    break;
+                }
+                let units = self.fill_request(index, now);
+                if units.is_empty() {
+                    break;
+                }
+                let broker = &mut self.brokers[index];
+                broker.in_flight += 1;
+                // A link has a place for each request in flight and ends only with this task.
+                if let Err(error) = broker.requests.try_send(units) {
+                    let units = error.into_inner().into_iter();
+                    let lost = Error::new(ErrorKind::Transport, "the connection's task ended");
+                    let units = units.map(|unit| (unit, Err(lost.clone()))).collect();
+                    self.on_answer(
+                        Answer {
+                            broker: index,
+                            requests: 1,
+                            units,
+                            is_down: true,
+                        },
+                        now,
+                    );
+                }
+            }
+        }
+    }
+
+    /// One request's units: at most one for each partition, so that all get their share.
+    fn fill_request(&mut self, broker: usize, now: Instant) -> Vec<Unit> {
+        let shared = self.shared.clone();
+        let mut room = shared.config.max_request_bytes;
+        let mut units: Vec<Unit> = Vec::new();
+        let mut later = Vec::new();
+        while let Some(slot) = self.brokers[broker].ready.pop_front() {
+            let seat = &mut self.seats[slot];
+            seat.queued = false;
+            if seat.leader != Some(broker) || !seat.lane.can_send(now) {
+                later.push(slot);
+                continue;
+            }
+            if seat.lane.has_in_flight() && seat.via != Some(broker) {
+                // The old leader's answers come first, else the order would be lost; they bring it back.
+                continue;
+            }
+            let alone = units.is_empty();
+            let unit = match seat.lane.next_retry() {
+                Some(size) => {
+                    if alone || size <= room {
+                        seat.lane.send_again()
+                    } else {
+                        None
+                    }
+                }
+                None => {
+                    let batches =
+                        seat.partition
+                            .take(&shared.accumulator, now, room, alone, seat.force);
+                    (!batches.is_empty()).then(|| seat.lane.send_new(slot, batches))
+                }
+            };
+            let Some(unit) = unit else {
+                let is_waiting = seat.lane.next_retry().is_some()
+                    || seat.force
+                    || seat.partition.readiness(&shared.accumulator, now) == Readiness::Ready;
+                later.push(slot);
+                if is_waiting && !alone {
+                    break; // The request is full.
+                }
+                continue;
+            };
+            seat.via = Some(broker);
+            room = room.saturating_sub(unit.size());
+            units.push(unit);
+            later.push(slot);
+            if room == 0 {
+                break;
+            }
+        }
+        for slot in later {
+            self.touch(slot, now);
+        }
+        units
+    }
+
+    fn on_answer(&mut self, answer: Answer, now: Instant) {
+        let broker = &mut self.brokers[answer.broker];
+        broker.in_flight = broker.in_flight.saturating_sub(answer.requests);
+        if answer.is_down {
+            broker.failures += 1;
+            broker.not_before = Some(now + backoff::delay(broker.failures));
+            self.refresh_wanted = true;
+        } else {
+            broker.failures = 0;
+            broker.not_before = None;
+        }
+        for (unit, result) in answer.units {
+            let slot = unit.slot;
+            let partition = self.seats[slot].partition.clone();
+            let result = result.map_err(|error| error.at(&partition.topic, partition.index));
+            match result.as_ref().map_err(Error::kind) {
+                Err(ErrorKind::NotLeader) => {
+                    if let Err(error) = &result {
+                        self.shared.client.cached().apply_hint(
+                            &partition.topic,
+                            partition.index,
+                            error,
+                        );
+                    }
+                    self.seats[slot].leader = self.leader_of(&partition);
+                    self.refresh_wanted = true;
+                }
+                Err(ErrorKind::UnknownTopic) => self.shared.forget(&partition.topic),
+                _ => {}
+            }
+            let seat = &mut self.seats[slot];
+            let verdict = seat.lane.on_answer(unit, result, now);
+            if seat.lane.outworn_identity().is_some() {
+                self.outworn.push(slot);
+            }
+            if let Verdict::Done(unit, outcome) = verdict {
+                if let Err(error) = outcome.as_ref().map_err(Error::clone)
+                    && error.kind() == ErrorKind::FencedProducer
+                {
+                    self.fatal = Some(error);
+                }
+                self.settle(unit, &outcome);
+            }
+            self.touch(slot, now);
+        }
+    }
+
+    fn settle(&self, unit: Unit, outcome: &Result<Ack, Error>) {
+        unit.complete(outcome);
+        for batch in unit.batches {
+            self.accumulator().release(batch);
+        }
+    }
+
+    fn fail(&self, batches: Vec<Batch>, error: &Error) {
+        for batch in batches {
+            batch.completion.complete(Err(error.clone()));
+            self.accumulator().release(batch);
+        }
+    }
+
+    fn expire(&mut self, now: Instant) {
+        if self.accumulator().is_complete() {
+            return;
+        }
+        for slot in 0..self.seats.len() {
+            let seat = &mut self.seats[slot];
+            let (expired, answered) = seat.lane.expire(now);
+            let unsent = seat.partition.expire(now);
+            let (topic, index) = (seat.partition.topic.clone(), seat.partition.index);
+            for unit in expired {
+                let error = Err(timed_out(&unit));
+                self.settle(unit, &error);
+            }
+            answered
+                .into_iter()
+                .for_each(|id| self.accumulator().forget(id));
+            if !unsent.is_empty() {
+                let message = "not sent within delivery_timeout: its leader is missing, unreachable or too slow";
+                self.fail(
+                    unsent,
+                    &Error::new(ErrorKind::TimedOut, message).at(&topic, index),
+                );
+            }
+        }
+    }
+
+    fn renew_identities(&mut self, now: Instant) {
+        for slot in std::mem::take(&mut self.outworn) {
+            let Some(old) = self.seats[slot].lane.outworn_identity() else {
+                continue;
+            };
+            match self.identity.filter(|identity| identity.id != old) {
+                Some(identity) => {
+                    self.seats[slot].lane.renew(identity);
+                    self.touch(slot, now);
+                }
+                None => self.outworn.push(slot),
+            }
+        }
+        if !self.outworn.is_empty() && !self.identity_wanted {
+            self.identity_wanted = true;
+            let client = self.shared.client.clone();
+            let deadline = now + self.accumulator().delivery_timeout;
+            self.side.spawn(async move {
+                Side::Identity(client.until(deadline, || client.new_identity()).await)
+            });
+        }
+    }
+
+    fn on_identity(&mut self, result: Result<ProducerState, Error>) {
+        self.identity_wanted = false;
+        match result {
+            Ok(identity) => self.identity = Some(identity),
+            Err(error) => tracing::warn!(%error, "can't get a new producer id; trying again"),
+        }
+    }
+
+    fn start_refresh(&mut self, now: Instant) {
+        if !self.refresh_wanted
+            || self.refreshing
+            || self.refresh_not_before.is_some_and(|time| time > now)
+        {
+            return;
+        }
+        let topics = self.shared.topics();
+        self.refresh_wanted = false;
+        if topics.is_empty() {
+            return;
+        }
+        self.refreshing = true;
+        let client = self.shared.client.clone();
+        self.side
+            .spawn(async move { Side::Refreshed(client.refresh(&topics).await.map(drop)) });
+    }
+
+    fn on_refreshed(&mut self, result: Result<(), Error>, now: Instant) {
+        self.refreshing = false;
+        match &result {
+            Ok(()) => {
+                self.refresh_failures = 0;
+                self.shared.take_over_growth();
+            }
+            Err(error) => {
+                self.refresh_failures += 1;
+                self.refresh_wanted = true;
+                tracing::warn!(%error, "can't refresh metadata");
+            }
+        }
+        // Also after a success: the leader may still be missing, and asking without pause would not bring it back.
+        self.refresh_not_before = Some(now + backoff::delay(self.refresh_failures.max(1)));
+        if result.is_err() {
+            return;
+        }
+        for slot in 0..self.seats.len() {
+            let partition = self.seats[slot].partition.clone();
+            self.seats[slot].leader = self.leader_of(&partition);
+            if self
+                .shared
+                .client
+                .cached()
+                .topic(&partition.topic)
+                .is_none()
+            {
+                self.shared.forget(&partition.topic);
+                let error = Err(Error::unknown_topic(&partition.topic));
+                for unit in self.seats[slot].lane.take_retries() {
+                    self.settle(unit, &error);
+                }
+                self.fail(
+                    partition.take_all(false),
+                    &Error::unknown_topic(&partition.topic),
+                );
+            }
+            self.touch(slot, now);
+        }
+    }
+
+    fn next_wake(&self, now: Instant) -> Instant {
+        let timer = self.timers.peek().map(|timer| timer.0.0);
+        let brokers = self
+            .brokers
+            .iter()
+            .filter(|b| !b.ready.is_empty())
+            .filter_map(|b| b.not_before);
+        let refresh = self
+            .refresh_not_before
+            .filter(|_| self.refresh_wanted && !self.refreshing);
+        brokers
+            .chain(timer)
+            .chain(refresh)
+            .filter(|time| *time > now)
+            .min()
+            .unwrap_or(now + IDLE)
+    }
+
+    /// Fails what is left, and lets nothing more in.
+    fn finish(mut self) {
+        let accumulator = &self.shared.accumulator;
+        let error = self.fatal.take().unwrap_or_else(|| {
+            Error::new(
+                ErrorKind::Closed,
+                "the producer was closed before this record was acknowledged",
+            )
+        });
+        let _ = accumulator.closed.set(error.clone());
+        accumulator.budget.close();
+        self.adopt_new_partitions(self.shared.partition_count().saturating_sub(1));
+        for slot in 0..self.seats.len() {
+            let unsent = self.seats[slot].partition.take_all(true);
+            self.fail(unsent, &error);
+            for unit in self.seats[slot].lane.take_retries() {
+                self.settle(unit, &Err(error.clone()));
+            }
+            for (id, completion) in self.seats[slot].lane.in_flight() {
+                completion.complete(Err(error.clone()));
+                self.accumulator().forget(*id);
+            }
+        }
+        self.shared.finished.send_replace(true);
+    }
+}

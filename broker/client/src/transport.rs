@@ -1,0 +1,185 @@
+//! Channels to brokers: how they are configured, and one for each purpose, so that produce, fetch and metadata don't wait for
+//! one another's bytes.
+//!
+//! Not responsible for which broker to ask, nor for retries. A channel connects when first used and again after a failure.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use millrace_proto::v1::{
+    consumer_service_client::ConsumerServiceClient, metadata_service_client::MetadataServiceClient,
+    producer_service_client::ProducerServiceClient,
+};
+use parking_lot::Mutex;
+use tonic::{
+    Response, Status,
+    transport::{Channel, Endpoint},
+};
+
+use crate::error::{Error, ErrorKind};
+
+/// The largest message that the client sends or takes, as the broker has it. A batch can't be larger.
+pub(crate) const MAX_MESSAGE_BYTES: usize = 64 << 20;
+/// How much a broker may send ahead of the reader, for each call and for each connection.
+const STREAM_WINDOW: u32 = 4 << 20;
+const CONNECTION_WINDOW: u32 = 8 << 20;
+/// Larger than HTTP/2's 16 KiB, since every frame costs both sides a pass through their HTTP/2 state.
+const MAX_FRAME: u32 = 1 << 20;
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
+/// More channels than a cluster has brokers mean that addresses went out of use: then all are made anew.
+const MAX_CHANNELS: usize = 4096;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Purpose {
+    Produce,
+    Fetch,
+    Metadata,
+}
+
+/// The client's connections.
+pub(crate) struct Transport {
+    client_id: String,
+    connect_timeout: Duration,
+    request_timeout: Duration,
+    channels: Mutex<HashMap<(Purpose, Arc<str>), Channel>>,
+}
+
+impl Transport {
+    pub(crate) fn new(
+        client_id: String,
+        connect_timeout: Duration,
+        request_timeout: Duration,
+    ) -> Self {
+        Transport {
+            client_id,
+            connect_timeout,
+            request_timeout,
+            channels: Mutex::default(),
+        }
+    }
+
+    /// How long a call may take.
+    pub(crate) fn request_timeout(&self) -> Duration {
+        self.request_timeout
+    }
+
+    /// Connects now, so that a wrong address shows at once.
+    pub(crate) async fn connect(&self, address: &Arc<str>) -> Result<(), Error> {
+        let channel = self.endpoint(address)?.connect().await.map_err(|error| {
+            let mut message = format!("can't connect to broker {address}");
+            let mut cause = std::error::Error::source(&error);
+            while let Some(error) = cause {
+                message = format!("{message}: {error}");
+                cause = error.source();
+            }
+            Error::new(ErrorKind::Transport, message)
+        })?;
+        self.channels
+            .lock()
+            .insert((Purpose::Metadata, address.clone()), channel);
+        Ok(())
+    }
+
+    pub(crate) fn producer(
+        &self,
+        address: &Arc<str>,
+    ) -> Result<ProducerServiceClient<Channel>, Error> {
+        Ok(
+            ProducerServiceClient::new(self.channel(Purpose::Produce, address)?)
+                .max_encoding_message_size(MAX_MESSAGE_BYTES)
+                .max_decoding_message_size(MAX_MESSAGE_BYTES),
+        )
+    }
+
+    pub(crate) fn fetcher(
+        &self,
+        address: &Arc<str>,
+    ) -> Result<ConsumerServiceClient<Channel>, Error> {
+        Ok(
+            ConsumerServiceClient::new(self.channel(Purpose::Fetch, address)?)
+                .max_decoding_message_size(MAX_MESSAGE_BYTES),
+        )
+    }
+
+    /// For offset queries, which shouldn't wait behind fetches.
+    pub(crate) fn offsets(
+        &self,
+        address: &Arc<str>,
+    ) -> Result<ConsumerServiceClient<Channel>, Error> {
+        Ok(
+            ConsumerServiceClient::new(self.channel(Purpose::Metadata, address)?)
+                .max_decoding_message_size(MAX_MESSAGE_BYTES),
+        )
+    }
+
+    pub(crate) fn metadata(
+        &self,
+        address: &Arc<str>,
+    ) -> Result<MetadataServiceClient<Channel>, Error> {
+        Ok(
+            MetadataServiceClient::new(self.channel(Purpose::Metadata, address)?)
+                .max_decoding_message_size(MAX_MESSAGE_BYTES),
+        )
+    }
+
+    /// For producer ids, over the connection for metadata.
+    pub(crate) fn identities(
+        &self,
+        address: &Arc<str>,
+    ) -> Result<ProducerServiceClient<Channel>, Error> {
+        Ok(ProducerServiceClient::new(
+            self.channel(Purpose::Metadata, address)?,
+        ))
+    }
+
+    /// Runs one call to `address`, no longer than `limit`.
+    pub(crate) async fn call<T>(
+        address: &str,
+        limit: Duration,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, Error> {
+        match tokio::time::timeout(limit, call).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(Error::from_status(&status, address)),
+            Err(_) => Err(Error::new(
+                ErrorKind::TimedOut,
+                format!(
+                    "broker {address} did not answer within {limit:?}; is it overloaded or unreachable?"
+                ),
+            )),
+        }
+    }
+
+    fn channel(&self, purpose: Purpose, address: &Arc<str>) -> Result<Channel, Error> {
+        let mut channels = self.channels.lock();
+        let key = (purpose, address.clone());
+        if let Some(channel) = channels.get(&key) {
+            return Ok(channel.clone());
+        }
+        if channels.len() >= MAX_CHANNELS {
+            channels.clear();
+        }
+        let channel = self.endpoint(address)?.connect_lazy();
+        channels.insert(key, channel.clone());
+        Ok(channel)
+    }
+
+    fn endpoint(&self, address: &str) -> Result<Endpoint, Error> {
+        let invalid = |cause: tonic::transport::Error| {
+            Error::new(
+                ErrorKind::InvalidRequest,
+                format!("`{address}` is no broker address ({cause}); write host:port"),
+            )
+        };
+        Ok(Endpoint::from_shared(format!("http://{address}"))
+            .and_then(|endpoint| endpoint.user_agent(self.client_id.clone()))
+            .map_err(invalid)?
+            .connect_timeout(self.connect_timeout)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE)
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(MAX_FRAME))
+    }
+}
