@@ -1,0 +1,29 @@
+//! The bar on a terminal while records are produced. Without a terminal there is none.
+
+use std::io::{self, IsTerminal};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// A bar of bytes if the total is known, else a running count.
+pub(super) fn bar(total_bytes: Option<u64>) -> ProgressBar {
+    // A person who types records needs no bar between them.
+    if !io::stderr().is_terminal() || (total_bytes.is_none() && io::stdin().is_terminal()) {
+        return ProgressBar::hidden();
+    }
+    let (bar, template) = match total_bytes {
+        Some(total) => (
+            ProgressBar::new(total),
+            "{bar:30} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left",
+        ),
+        None => (
+            ProgressBar::new_spinner(),
+            "{spinner} {bytes}  {bytes_per_sec}",
+        ),
+    };
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
