@@ -1,0 +1,253 @@
+//! Apache Kafka as a peer: fetched from Maven Central once, then run as its own start scripts would run it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use super::{Durability, Process, Site, free_port, run};
+
+const POM: &str = include_str!("../kafka/pom.xml");
+const BENCH: &str = include_str!("../kafka/KafkaBench.java");
+const SERVER: &str = include_str!("../kafka/server.properties");
+const LOG4J: &str = include_str!("../kafka/log4j2.yaml");
+
+/// What kafka-run-class.sh gives every JVM.
+const JVM: [&str; 9] = [
+    "-server",
+    "-XX:+UseG1GC",
+    "-XX:MaxGCPauseMillis=20",
+    "-XX:InitiatingHeapOccupancyPercent=35",
+    "-XX:+ExplicitGCInvokesConcurrent",
+    "-XX:MaxInlineLevel=15",
+    "-Djava.awt.headless=true",
+    // Its tools print numbers as the locale has them.
+    "-Duser.language=en",
+    "-Duser.country=US",
+];
+/// What kafka-server-start.sh gives the broker.
+const BROKER_HEAP: [&str; 2] = ["-Xmx1G", "-Xms1G"];
+/// What kafka-producer-perf-test.sh and kafka-consumer-perf-test.sh take.
+const TOOL_HEAP: &str = "-Xmx512M";
+
+#[derive(Clone)]
+pub(crate) struct Install {
+    dir: PathBuf,
+}
+
+pub(crate) struct Broker {
+    // Before `site`: fields drop in this order, and the folder can go only after the process.
+    pub(crate) process: Process,
+    pub(crate) site: Site,
+    pub(crate) address: String,
+    install: Install,
+}
+
+impl Install {
+    /// Fetches Kafka into `dir`, unless it is there already.
+    pub(super) async fn prepare(dir: PathBuf) -> Result<Self> {
+        fs::create_dir_all(&dir)?;
+        let this = Self { dir };
+        // The copies of the sources are written last: they say that what was made from them is complete.
+        let (pom, bench) = (this.dir.join("pom.xml"), this.dir.join("KafkaBench.java"));
+        fs::write(this.dir.join("log4j2.yaml"), LOG4J)?;
+        if fs::read_to_string(&pom).is_ok_and(|have| have == POM)
+            && fs::read_to_string(&bench).is_ok_and(|have| have == BENCH)
+        {
+            return Ok(this);
+        }
+        eprintln!(
+            "fetching Apache Kafka from Maven Central into {} …",
+            this.dir.display()
+        );
+        let build = tempfile::tempdir_in(&this.dir)?;
+        fs::write(build.path().join("pom.xml"), POM)?;
+        let mut maven = Command::new("mvn");
+        maven
+            .args([
+                "-q",
+                "-B",
+                "dependency:copy-dependencies",
+                "-DincludeScope=runtime",
+            ])
+            .arg(format!("-DoutputDirectory={}", this.jars().display()))
+            .current_dir(build.path());
+        run(maven).await.context(
+            "can't fetch Kafka: this needs `mvn` (Debian: apt-get install maven) and a network",
+        )?;
+        let source = build.path().join("KafkaBench.java");
+        fs::write(&source, BENCH)?;
+        let mut javac = Command::new("javac");
+        javac.arg("-cp").arg(this.jars().join("*"));
+        javac.arg("-d").arg(this.dir.join("classes")).arg(source);
+        run(javac)
+            .await
+            .context("can't compile KafkaBench.java: this needs a JDK of version 17 or newer")?;
+        fs::write(bench, BENCH)?;
+        fs::write(pom, POM)?;
+        Ok(this)
+    }
+
+    pub(super) async fn start(&self, site: Site) -> Result<Broker> {
+        let dir = site.dir.path();
+        let (data, properties) = (dir.join("data"), dir.join("server.properties"));
+        let (port, controller) = (free_port()?, free_port()?);
+        let text = SERVER
+            .replace("{data}", &data.display().to_string())
+            .replace("{broker}", &port.to_string())
+            .replace("{controller}", &controller.to_string());
+        fs::write(&properties, text)?;
+        let fresh = !data.exists();
+        if fresh {
+            let mut format = self.java(&[TOOL_HEAP], "kafka.tools.StorageTool");
+            format
+                .args(["format", "-t", "MillraceBenchmarks000A", "-c"])
+                .arg(&properties);
+            run(format).await.context("can't format Kafka's folder")?;
+        }
+        let mut command = self.java(&BROKER_HEAP, "kafka.Kafka");
+        command.arg(&properties);
+        let mut process = Process::spawn("Kafka", &mut command, dir.join("kafka.log"))?;
+        process
+            .printed("Kafka Server started", Duration::from_secs(600))
+            .await?;
+        let broker = Broker {
+            process,
+            site,
+            address: format!("127.0.0.1:{port}"),
+            install: self.clone(),
+        };
+        if fresh {
+            broker.create_topics().await?;
+        }
+        Ok(broker)
+    }
+
+    fn java(&self, heap: &[&str], class: &str) -> Command {
+        let log4j = self.dir.join("log4j2.yaml");
+        let class_path = format!(
+            "{}:{}",
+            self.jars().join("*").display(),
+            self.dir.join("classes").display()
+        );
+        let mut command = Command::new("java");
+        command
+            .args(heap)
+            .args(JVM)
+            .arg(format!(
+                "-Dlog4j2.configurationFile=file:{}",
+                log4j.display()
+            ))
+            .args(["-cp", &class_path, class]);
+        command
+    }
+
+    fn jars(&self) -> PathBuf {
+        self.dir.join("jars")
+    }
+}
+
+impl Broker {
+    /// One of Kafka's own tools, with the heap that its script gives it.
+    pub(crate) fn tool(&self, class: &str) -> Command {
+        let mut command = self
+            .install
+            .java(&[TOOL_HEAP], &format!("org.apache.kafka.tools.{class}"));
+        command.args(["--bootstrap-server", &self.address]);
+        command
+    }
+
+    /// ProducerPerformance names the broker in another way than the other tools do.
+    pub(crate) fn producer_tool(
+        &self,
+        topic: &str,
+        records: u64,
+        payloads: &Path,
+        throughput: i64,
+        properties: &[String],
+    ) -> Command {
+        let mut command = self
+            .install
+            .java(&[TOOL_HEAP], "org.apache.kafka.tools.ProducerPerformance");
+        command
+            .args(["--topic", topic, "--num-records", &records.to_string()])
+            .arg("--payload-file")
+            .arg(payloads)
+            .args(["--throughput", &throughput.to_string(), "--producer-props"])
+            .arg(format!("bootstrap.servers={}", self.address))
+            .args(properties);
+        command
+    }
+
+    /// A load of KafkaBench.java.
+    pub(crate) fn bench(&self, heap: &str, load: &str, args: &[String]) -> Command {
+        let mut command = self.install.java(&[heap], "KafkaBench");
+        command.args([load, &self.address]).args(args);
+        command
+    }
+
+    async fn create_topics(&self) -> Result<()> {
+        for topic in &self.site.topics {
+            let mut create = self.tool("TopicCommand");
+            create
+                .args([
+                    "--create",
+                    "--topic",
+                    &topic.name,
+                    "--replication-factor",
+                    "1",
+                ])
+                .args(["--partitions", &topic.partitions.to_string()]);
+            if self.site.durability == Durability::Fsync {
+                create.args(["--config", "flush.messages=1"]);
+            }
+            run(create)
+                .await
+                .with_context(|| format!("can't create topic {} in Kafka", topic.name))?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn records_in(&self, topic: &str) -> Result<u64> {
+        let mut tool = self.tool("GetOffsetShell");
+        tool.args(["--topic", topic]);
+        let mut sum = 0;
+        for line in run(tool).await?.lines() {
+            // topic:partition:offset
+            let offset = line.rsplit(':').next().unwrap_or_default();
+            sum += offset
+                .parse::<u64>()
+                .with_context(|| format!("GetOffsetShell printed {line:?}"))?;
+        }
+        Ok(sum)
+    }
+
+    pub(super) async fn stop(self) -> Result<Site> {
+        const SIGTERM_TAKEN: i32 = 143;
+        let status = self.process.terminate().await?;
+        ensure!(
+            matches!(status.code(), Some(0 | SIGTERM_TAKEN)),
+            "Kafka ended with {status} after SIGTERM"
+        );
+        Ok(self.site)
+    }
+}
+
+/// The line of JSON that KafkaBench.java prints at its end.
+pub(crate) struct Outcome(serde_json::Value);
+
+/// Finds it in what the program printed.
+pub(crate) fn result(out: &str) -> Result<Outcome> {
+    let line = out.lines().rfind(|line| line.starts_with('{'));
+    let line = line.with_context(|| format!("KafkaBench printed no result:\n{out}"))?;
+    Ok(Outcome(serde_json::from_str(line)?))
+}
+
+impl Outcome {
+    pub(crate) fn get(&self, name: &str) -> Result<u64> {
+        let value = self.0.get(name).and_then(serde_json::Value::as_u64);
+        value.with_context(|| format!("KafkaBench's result has no {name}: {}", self.0))
+    }
+}
