@@ -256,11 +256,11 @@ impl StoreCollector {
 
     fn encode_rocksdb(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let gauge = ConstGauge::<u64>::new(0);
-        let help = "RocksDB's own properties, by column family";
+        let help = "RocksDB's own properties, by database";
         let mut metric =
             encoder.encode_descriptor("rocksdb_property", help, None, gauge.metric_type())?;
-        for (family, property, value) in self.store.properties() {
-            let labels = [("family", family), ("property", property)];
+        for (database, property, value) in self.store.properties() {
+            let labels = [("database", database), ("property", property)];
             ConstGauge::new(value).encode(metric.encode_family(&labels)?)?;
         }
         let counter = ConstCounter::<u64>::new(0);

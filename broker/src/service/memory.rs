@@ -104,17 +104,30 @@ impl ResponseMemory {
     }
 }
 
-/// Moves what [`ResponseMemory::attach`] left with a response into its body, to live as long.
+/// Moves what [`ResponseMemory::attach`] left with a response into its body's data, to live as long: the body itself is gone as
+/// soon as the connection has taken its data over, which is long before a slow peer has read it.
 pub(super) fn hold_memory(mut response: http::Response<Body>) -> http::Response<Body> {
     match response.extensions_mut().remove::<Held>() {
-        Some(held) => response.map(|body| Body::new(HeldBody { body, _held: held })),
+        Some(held) => response.map(|body| Body::new(HeldBody { body, held })),
         None => response,
     }
 }
 
 struct HeldBody {
     body: Body,
+    held: Held,
+}
+
+/// Data of a response's body, with the memory that it takes.
+struct HeldData {
+    data: Bytes,
     _held: Held,
+}
+
+impl AsRef<[u8]> for HeldData {
+    fn as_ref(&self) -> &[u8] {
+        &self.data
+    }
 }
 
 impl HttpBody for HeldBody {
@@ -125,7 +138,14 @@ impl HttpBody for HeldBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let hold = |data| {
+            Bytes::from_owner(HeldData {
+                data,
+                _held: self.held.clone(),
+            })
+        };
+        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(hold))))
     }
 
     fn is_end_stream(&self) -> bool {

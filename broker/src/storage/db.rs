@@ -1,17 +1,19 @@
-//! The RocksDB handle with its column families, and the table that its compaction filter reads.
+//! The two RocksDB databases, and the table that the log's compaction filter reads.
 
 use std::{collections::HashMap, path::Path, sync::Arc};
 
 use parking_lot::RwLock;
-use rocksdb::{ColumnFamily, DB, Options, WriteBatch, WriteOptions};
+use rocksdb::{DB, Options, WriteBatch, WriteOptions};
 
-use super::{PartitionId, StorageError, StorageOptions, keys};
+use super::{Durability, PartitionId, StorageError, StorageOptions, keys};
 
-/// The database. Column families are opened with it, so that their look-up can't fail later.
+/// The databases.
 pub(super) struct Db {
-    rocks: DB,
+    log: DB,
+    meta: DB,
     /// Keeps RocksDB's statistics readable.
-    options: Options,
+    log_options: Options,
+    durability: Durability,
     log_starts: LogStarts,
 }
 
@@ -34,47 +36,31 @@ impl Db {
                 .is_none_or(|log_start| last_offset >= *log_start),
             None => true,
         };
-        let database = options.database();
-        let rocks =
-            DB::open_cf_descriptors(&database, &options.path, options.column_families(keep))
-                .map_err(|error| fail(error.into_string()))?;
-        for family in [keys::LOG, keys::RUN, keys::META] {
-            rocks
-                .cf_handle(family)
-                .ok_or_else(|| fail(format!("column family {family} is missing")))?;
-        }
+        let log_options = options.log_database(keep);
+        let open = |options: &Options, path: &Path| {
+            DB::open(options, path).map_err(|error| fail(error.into_string()))
+        };
+        let log = open(&log_options, &options.path.join("log"))?;
+        let meta = open(&options.meta_database(), &options.path.join("meta"))?;
         Ok(Db {
-            rocks,
-            options: database,
+            log,
+            meta,
+            log_options,
+            durability: options.durability,
             log_starts,
         })
     }
 
-    #[allow(clippy::expect_used, reason = "checked when opened")]
-    fn family(&self, name: &str) -> &ColumnFamily {
-        self.rocks
-            .cf_handle(name)
-            .expect("column families are checked when the database is opened")
+    pub(super) fn log(&self) -> &DB {
+        &self.log
     }
 
-    pub(super) fn log(&self) -> &ColumnFamily {
-        self.family(keys::LOG)
-    }
-
-    pub(super) fn run(&self) -> &ColumnFamily {
-        self.family(keys::RUN)
-    }
-
-    pub(super) fn meta(&self) -> &ColumnFamily {
-        self.family(keys::META)
-    }
-
-    pub(super) fn rocks(&self) -> &DB {
-        &self.rocks
+    pub(super) fn meta(&self) -> &DB {
+        &self.meta
     }
 
     pub(super) fn get_meta(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
-        Ok(self.rocks.get_cf(self.meta(), key)?)
+        Ok(self.meta.get(key)?)
     }
 
     /// Calls `each` with the keys that begin with `prefix` and their values, in order.
@@ -87,7 +73,7 @@ impl Db {
         if let Some(end) = keys::after_prefix(prefix) {
             options.set_iterate_upper_bound(end);
         }
-        let mut iterator = self.rocks.raw_iterator_cf_opt(self.meta(), options);
+        let mut iterator = self.meta.raw_iterator_opt(options);
         iterator.seek(prefix);
         while let Some((key, value)) = iterator.item() {
             each(key, value)?;
@@ -96,11 +82,33 @@ impl Db {
         Ok(iterator.status()?)
     }
 
-    /// Writes to the WAL, handed to the operating system; with `sync` on the disk as well.
-    pub(super) fn write(&self, batch: WriteBatch, sync: bool) -> Result<(), StorageError> {
+    /// Hands appends to the operating system, by way of the WAL.
+    pub(super) fn write_log(&self, batch: WriteBatch) -> Result<(), StorageError> {
+        Ok(self.log.write(batch)?)
+    }
+
+    /// Makes every append so far durable.
+    pub(super) fn sync_log(&self) -> Result<(), StorageError> {
+        Ok(self.log.flush_wal(true)?)
+    }
+
+    /// Writes what follows from the log so far, as durable as appends are.
+    pub(super) fn write_meta(&self, batch: WriteBatch) -> Result<(), StorageError> {
+        match self.durability {
+            Durability::Os => Ok(self.meta.write(batch)?),
+            Durability::Fsync => {
+                // Never ahead of the log, also after a crash of the machine.
+                self.sync_log()?;
+                self.write_meta_durably(batch)
+            }
+        }
+    }
+
+    /// Writes what must outlive a crash of the machine whatever the durability of appends: files are deleted on the strength of it.
+    pub(super) fn write_meta_durably(&self, batch: WriteBatch) -> Result<(), StorageError> {
         let mut options = WriteOptions::default();
-        options.set_sync(sync);
-        Ok(self.rocks.write_opt(batch, &options)?)
+        options.set_sync(true);
+        Ok(self.meta.write_opt(batch, &options)?)
     }
 
     /// Tells the compaction filter what may go.
@@ -108,19 +116,8 @@ impl Db {
         self.log_starts.write().insert(partition, log_start);
     }
 
-    /// RocksDB's own statistics, as text of `name COUNT : value` lines.
+    /// RocksDB's own statistics of the log, as text of `name COUNT : value` lines.
     pub(super) fn statistics(&self) -> Option<String> {
-        self.options.get_statistics()
-    }
-
-    pub(super) fn property(&self, family: &ColumnFamily, name: &str) -> Option<u64> {
-        self.rocks
-            .property_int_value_cf(family, name)
-            .ok()
-            .flatten()
-    }
-
-    pub(super) fn path(&self) -> &Path {
-        self.rocks.path()
+        self.log_options.get_statistics()
     }
 }

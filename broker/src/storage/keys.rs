@@ -1,16 +1,9 @@
-//! The keys of every column family, in one place. Numbers are big-endian, so that RocksDB's order is theirs.
+//! The keys of both databases, in one place. Numbers are big-endian, so that RocksDB's order is theirs.
 //!
-//! `log`: generation u32, partition u32, last offset u64. `run`: partition u32, last offset u64.
-//! `meta`: one byte for the kind, then what the functions below say. Since format 1.
+//! `log`: generation u32, partition u32, last offset u64. `meta`: one byte for the kind, then what the functions below say.
+//! Since format 1.
 
 use super::{Generation, PartitionId};
-
-/// Column family of record batches.
-pub(super) const LOG: &str = "log";
-/// Column family of runs.
-pub(super) const RUN: &str = "run";
-/// Column family of descriptors and state.
-pub(super) const META: &str = "meta";
 
 /// `meta`: the store itself, a [`super::recovery`] descriptor.
 pub(super) const STORE: &[u8] = b"S";
@@ -28,6 +21,8 @@ pub(super) const GENERATION: u8 = b'g';
 pub(super) const LOG_START: u8 = b'O';
 /// `meta`, prefix: producers.
 pub(super) const PRODUCER: u8 = b'I';
+/// `meta`, prefix: runs.
+pub(super) const RUN: u8 = b'R';
 
 pub(super) const LOG_KEY_LEN: usize = 16;
 
@@ -56,21 +51,22 @@ pub(super) fn parse_log(key: &[u8]) -> Option<(Generation, PartitionId, i64)> {
     ))
 }
 
-/// `run`: the run of a partition that ends at `last_offset`.
-pub(super) fn run(partition: PartitionId, last_offset: i64) -> [u8; 12] {
-    let mut key = [0; 12];
-    key[..4].copy_from_slice(&partition.0.to_be_bytes());
-    key[4..].copy_from_slice(&last_offset.to_be_bytes());
+/// `meta`: the run of a partition that ends at `last_offset`.
+pub(super) fn run(partition: PartitionId, last_offset: i64) -> [u8; 13] {
+    let mut key = [0; 13];
+    key[..5].copy_from_slice(&runs(partition));
+    key[5..].copy_from_slice(&last_offset.to_be_bytes());
     key
 }
 
-/// The parts of a `run` key; `None` if it is none.
-pub(super) fn parse_run(key: &[u8]) -> Option<(PartitionId, i64)> {
-    let (partition, offset) = key.split_first_chunk::<4>()?;
-    Some((
-        PartitionId(u32::from_be_bytes(*partition)),
-        i64::from_be_bytes(offset.try_into().ok()?),
-    ))
+/// `meta`, prefix: the runs of a partition.
+pub(super) fn runs(partition: PartitionId) -> [u8; 5] {
+    prefixed(RUN, partition.0)
+}
+
+/// The last offset in a run's key; `None` if it is none.
+pub(super) fn parse_run(key: &[u8]) -> Option<i64> {
+    Some(i64::from_be_bytes(key.get(5..)?.try_into().ok()?))
 }
 
 /// `meta`: a topic by its name.
@@ -148,7 +144,11 @@ mod tests {
             log(Generation(1), PartitionId(2), 3),
             [0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3]
         );
-        assert_eq!(run(PartitionId(2), 3), [0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3]);
+        assert_eq!(
+            run(PartitionId(2), 3),
+            [b'R', 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3]
+        );
+        assert_eq!(parse_run(&run(PartitionId(2), 3)), Some(3));
         assert_eq!(
             producer(PartitionId(2), 3),
             [b'I', 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3]

@@ -243,6 +243,14 @@ impl PartitionLog {
         self.log_end.store(run.last_offset + 1, Ordering::Release);
     }
 
+    /// Sets the end that recovery found. All of it is readable.
+    pub(super) fn recovered(&self, log_end: i64, appended_bytes: u64, active: Option<Run>) {
+        self.view.lock().active = active;
+        self.appended_bytes.store(appended_bytes, Ordering::Release);
+        self.log_end.store(log_end, Ordering::Release);
+        self.high_watermark.store(log_end, Ordering::Release);
+    }
+
     /// Drops the oldest batch from memory if it is the one with this ticket; after a truncation it may be gone already.
     pub(super) fn evict(&self, ticket: u64) {
         let mut view = self.view.lock();

@@ -2,12 +2,12 @@
 
 use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 
-use rocksdb::{BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBRecoveryMode, Options};
-
-use super::keys;
+use rocksdb::{BlockBasedOptions, Cache, DBRecoveryMode, Options};
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
+/// Blocks of runs and state in memory.
+const META_CACHE_BYTES: usize = 4 * MIB;
 
 /// When an append may be acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -88,55 +88,49 @@ impl StorageOptions {
         }
     }
 
-    pub(super) fn database(&self) -> Options {
+    /// For both databases.
+    fn database(&self) -> Options {
         let mut options = Options::default();
         options.create_if_missing(true);
-        options.create_missing_column_families(true);
-        options.set_max_background_jobs(2);
         // -1 keeps every file's handle and index reader: reads never pay for opening one.
         options.set_max_open_files(-1);
-        // Smooth write-back: without it the page cache holds hundreds of megabytes and then stalls everyone.
-        options.set_bytes_per_sync(MIB as u64);
-        options.set_wal_bytes_per_sync(MIB as u64);
         // Fail at damage in the middle of the WAL rather than drop what follows; a torn tail was never acknowledged.
         options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
         options.set_track_and_verify_wals_in_manifest(true);
-        // The small families write little and would keep old WAL files alive; this bounds recovery and disk use.
-        options.set_max_total_wal_size(8 * self.generation_bytes as u64);
         options.set_allow_concurrent_memtable_write(false);
         options.set_enable_write_thread_adaptive_yield(false);
         options.set_advise_random_on_open(false);
         options.set_keep_log_file_num(4);
         options.set_max_log_file_size(16 * MIB);
-        options.enable_statistics();
-        options.set_statistics_level(rocksdb::statistics::StatsLevel::ExceptTimers);
+        options.set_compression_type(rocksdb::DBCompressionType::None);
+        // Both would rewrite data only because it is old.
+        options.set_periodic_compaction_seconds(0);
+        options.set_ttl(0);
         options
     }
 
-    pub(super) fn column_families(
+    /// For the batches. `keep` tells by its key whether a batch is still wanted.
+    pub(super) fn log_database(
         &self,
-        filter: impl FnMut(&[u8]) -> bool + Send + 'static,
-    ) -> Vec<ColumnFamilyDescriptor> {
-        let cache = Cache::new_hyper_clock_cache(self.block_cache_bytes, 0);
-        vec![
-            ColumnFamilyDescriptor::new(rocksdb::DEFAULT_COLUMN_FAMILY_NAME, small_family(&cache)),
-            ColumnFamilyDescriptor::new(keys::LOG, self.log_family(&cache, filter)),
-            ColumnFamilyDescriptor::new(keys::RUN, small_family(&cache)),
-            ColumnFamilyDescriptor::new(keys::META, small_family(&cache)),
-        ]
-    }
-
-    fn log_family(
-        &self,
-        cache: &Cache,
         mut keep: impl FnMut(&[u8]) -> bool + Send + 'static,
     ) -> Options {
-        let mut options = Options::default();
+        let mut options = self.database();
+        options.enable_statistics();
+        options.set_statistics_level(rocksdb::statistics::StatsLevel::ExceptTimers);
+        // A quarter of these are for flushes: two, so that one can fill its file while the other waits for the disk.
+        options.set_max_background_jobs(8);
+        // Smooth write-back: without it the page cache holds hundreds of megabytes and then stalls everyone.
+        options.set_bytes_per_sync(MIB as u64);
+        // A WAL file lives until its write buffers are flushed, often less than a second. Left alone it is deleted before the
+        // kernel writes it back, and never costs the disk anything; with fsync it goes there anyway, so the sooner the better.
+        options.set_wal_bytes_per_sync(match self.durability {
+            Durability::Os => 0,
+            Durability::Fsync => MIB as u64,
+        });
         // Larger than a generation, so that RocksDB never switches the memtable before the writer seals it.
         options.set_write_buffer_size(self.generation_bytes + self.generation_bytes / 4);
         options.set_max_write_buffer_number(i32::try_from(self.write_buffers).unwrap_or(i32::MAX));
         options.set_min_write_buffer_number_to_merge(1);
-        options.set_compression_type(rocksdb::DBCompressionType::None);
         // Two levels: files never overlap, so each moves from the first to the second without being rewritten.
         options.set_num_levels(2);
         options.set_level_compaction_dynamic_level_bytes(false);
@@ -146,9 +140,6 @@ impl StorageOptions {
         options.set_soft_pending_compaction_bytes_limit(512 << 30);
         options.set_hard_pending_compaction_bytes_limit(2 << 40);
         options.set_target_file_size_base(2 * self.generation_bytes as u64);
-        // Both would rewrite data only because it is old.
-        options.set_periodic_compaction_seconds(0);
-        options.set_ttl(0);
         // Used by retention's own compactions, of generations that are mostly dead.
         options.set_compaction_filter("below log start", move |_level, key, _value| {
             if keep(key) {
@@ -159,26 +150,24 @@ impl StorageOptions {
         });
         let mut table = BlockBasedOptions::default();
         table.set_block_size(64 * KIB);
-        table.set_block_cache(cache);
+        table.set_block_cache(&Cache::new_hyper_clock_cache(self.block_cache_bytes, 0));
         table.set_cache_index_and_filter_blocks(true);
         options.set_block_based_table_factory(&table);
         options
     }
-}
 
-/// For the small families: ordinary leveled compaction.
-fn small_family(cache: &Cache) -> Options {
-    let mut options = Options::default();
-    options.set_write_buffer_size(4 * MIB);
-    options.set_max_write_buffer_number(3);
-    options.set_compression_type(rocksdb::DBCompressionType::None);
-    options.set_target_file_size_base(8 * MIB as u64);
-    options.set_max_bytes_for_level_base(32 * MIB as u64);
-    options.set_periodic_compaction_seconds(0);
-    options.set_ttl(0);
-    let mut table = BlockBasedOptions::default();
-    table.set_block_cache(cache);
-    table.set_bloom_filter(10.0, false);
-    options.set_block_based_table_factory(&table);
-    options
+    /// For runs, descriptors and state: small, and ordinary leveled compaction.
+    pub(super) fn meta_database(&self) -> Options {
+        let mut options = self.database();
+        options.set_max_background_jobs(2);
+        options.set_write_buffer_size(4 * MIB);
+        options.set_max_write_buffer_number(2);
+        options.set_target_file_size_base(8 * MIB as u64);
+        options.set_max_bytes_for_level_base(32 * MIB as u64);
+        let mut table = BlockBasedOptions::default();
+        table.set_block_cache(&Cache::new_lru_cache(META_CACHE_BYTES));
+        table.set_bloom_filter(10.0, false);
+        options.set_block_based_table_factory(&table);
+        options
+    }
 }

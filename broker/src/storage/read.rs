@@ -58,11 +58,11 @@ impl Db {
         mut each: impl FnMut(Run) -> Result<bool, StorageError>,
     ) -> Result<(), StorageError> {
         let mut options = rocksdb::ReadOptions::default();
-        options.set_iterate_upper_bound(keys::run(PartitionId(partition.0 + 1), 0));
-        let mut iterator = self.rocks().raw_iterator_cf_opt(self.run(), options);
+        options.set_iterate_upper_bound(keys::run(partition, i64::MAX));
+        let mut iterator = self.meta().raw_iterator_opt(options);
         iterator.seek(keys::run(partition, offset));
         while let Some((key, value)) = iterator.item() {
-            let (_, last_offset) = keys::parse_run(key).ok_or_else(|| StorageError::Corrupt {
+            let last_offset = keys::parse_run(key).ok_or_else(|| StorageError::Corrupt {
                 what: "a key of the run family".into(),
             })?;
             if !each(Run::decode(last_offset, value)?)? {
@@ -86,7 +86,7 @@ impl Db {
         options.set_readahead_size(256 << 10);
         // Read once: caching it would drive out the index blocks.
         options.fill_cache(false);
-        let mut iterator = self.rocks().raw_iterator_cf_opt(self.log(), options);
+        let mut iterator = self.log().raw_iterator_opt(options);
         iterator.seek(keys::log(run.generation, partition, offset));
         while let Some((key, value)) = iterator.item() {
             let (_, _, last_offset) =

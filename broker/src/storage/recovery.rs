@@ -1,7 +1,7 @@
 //! Opening a store: reads what the last process left, replays the generation it was filling, and says what it found.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fmt,
     sync::Arc,
     time::{Duration, Instant},
@@ -67,6 +67,8 @@ pub struct RecoveryReport {
     pub replayed_batches: u64,
     /// Their bytes.
     pub replayed_bytes: u64,
+    /// Records that `meta` knew and the log no longer has: a crash of the machine took them before they were on the disk.
+    pub lost_records: i64,
     /// How long it took.
     pub took: Duration,
 }
@@ -80,13 +82,14 @@ impl fmt::Display for RecoveryReport {
         };
         write!(
             f,
-            "{stop}; {} topics, {} partitions, {} in {} generations; replayed {} batches ({}) in {:?}",
+            "{stop}; {} topics, {} partitions, {} in {} generations; replayed {} batches ({}), lost {} records, in {:?}",
             self.topics,
             self.partitions,
             ByteSize(self.bytes),
             self.generations,
             self.replayed_batches,
             ByteSize(self.replayed_bytes),
+            self.lost_records,
             self.took,
         )
     }
@@ -108,26 +111,41 @@ pub(super) fn recover(db: &Db, options: &StorageOptions) -> Result<Recovered, St
     let clean = db.get_meta(keys::CLEAN_SHUTDOWN)?.is_some();
     let store = open_descriptor(db, options)?;
     let topics = read_topics(db)?;
-    let generations = read_generations(db)?;
-    let generation = read_active_generation(db)?;
+    let mut generations = read_generations(db)?;
+    let sealed = read_active_generation(db)?;
+    // Flushed generations are on the disk. What a crash of the machine can have taken is in those that were not.
+    let doubtful = match clean {
+        true => sealed,
+        false => Generation(sealed.0.saturating_sub(options.write_buffers as u32 + 1)),
+    };
     let mut slots = HashMap::new();
+    let mut repair = Repair::default();
     for (name, topic) in &topics {
         let name: Arc<str> = name.as_str().into();
         for (index, &id) in topic.partitions.iter().enumerate() {
             let index = i32::try_from(index).unwrap_or(i32::MAX);
-            let slot = read_partition(
+            let mut reader = PartitionReader {
                 db,
-                PartitionId(id),
-                name.clone(),
+                id: PartitionId(id),
+                topic: name.clone(),
                 index,
-                topic.config,
-                store.incarnation,
-            )?;
-            slots.insert(PartitionId(id), slot);
+                repair: &mut repair,
+            };
+            slots.insert(
+                PartitionId(id),
+                reader.read(topic.config, store.incarnation, doubtful)?,
+            );
         }
     }
-    read_producers(db, &mut slots)?;
-    let (active, replayed_batches) = replay(db, generation, &mut slots)?;
+    read_producers(db, &mut slots, &repair)?;
+    let replayed = replay(db, sealed, &mut slots, &mut generations, &mut repair)?;
+    db.write_meta_durably(repair.batch)?;
+    let Replayed {
+        generation,
+        active,
+        batches: replayed_batches,
+        bytes: replayed_bytes,
+    } = replayed;
     let report = RecoveryReport {
         store_id: store.store_id,
         incarnation: store.incarnation,
@@ -137,7 +155,8 @@ pub(super) fn recover(db: &Db, options: &StorageOptions) -> Result<Recovered, St
         generations: generations.len(),
         bytes: slots.values().map(|slot| slot.log.size_bytes()).sum(),
         replayed_batches,
-        replayed_bytes: active.bytes,
+        replayed_bytes,
+        lost_records: repair.lost_records,
         took: begun.elapsed(),
     };
     Ok(Recovered {
@@ -171,9 +190,9 @@ fn open_descriptor(db: &Db, options: &StorageOptions) -> Result<StoreDescriptor,
     }
     store.incarnation += 1;
     let mut batch = WriteBatch::default();
-    batch.put_cf(db.meta(), keys::STORE, encode_json(&store)?);
-    batch.delete_cf(db.meta(), keys::CLEAN_SHUTDOWN);
-    db.write(batch, true)?;
+    batch.put(keys::STORE, encode_json(&store)?);
+    batch.delete(keys::CLEAN_SHUTDOWN);
+    db.write_meta_durably(batch)?;
     Ok(store)
 }
 
@@ -214,61 +233,127 @@ fn read_active_generation(db: &Db) -> Result<Generation, StorageError> {
     Ok(Generation(u32::from_be_bytes(number)))
 }
 
-/// A partition as its sealed runs leave it.
-fn read_partition(
-    db: &Db,
+/// What recovery puts right in `meta`.
+#[derive(Default)]
+struct Repair {
+    batch: WriteBatch,
+    lost_records: i64,
+    /// Partitions whose end was lost.
+    shortened: HashSet<PartitionId>,
+}
+
+struct PartitionReader<'a> {
+    db: &'a Db,
     id: PartitionId,
     topic: Arc<str>,
     index: i32,
-    config: LogConfig,
-    leader_epoch: i32,
-) -> Result<Slot, StorageError> {
-    let corrupt = |what: &str| StorageError::Corrupt {
-        what: format!("{what} of {topic}/{index}"),
-    };
-    let log_start = match db.get_meta(&keys::log_start(id))? {
-        Some(value) => i64::from_be_bytes(
-            value
-                .try_into()
-                .map_err(|_| corrupt("the log start offset"))?,
-        ),
-        None => 0,
-    };
-    let (mut log_end, mut appended) = (log_start, 0);
-    let mut options = ReadOptions::default();
-    options.set_iterate_lower_bound(keys::run(id, 0));
-    options.set_iterate_upper_bound(keys::run(PartitionId(id.0 + 1), 0));
-    let last = db
-        .rocks()
-        .iterator_cf_opt(db.run(), options, IteratorMode::End)
-        .next()
-        .transpose()?;
-    if let Some((key, value)) = last {
-        let (_, last_offset) = keys::parse_run(&key).ok_or_else(|| corrupt("a run's key"))?;
-        let run = Run::decode(last_offset, &value)?;
-        log_end = log_end.max(run.last_offset + 1);
-        appended = run.cumulative_bytes;
-    }
-    let mut removed = appended;
-    db.each_run(id, log_start, |run| {
-        removed = run.cumulative_bytes - run.bytes;
-        Ok(false)
-    })?;
-    db.set_log_start(id, log_start);
-    let log = PartitionLog::new(
-        id,
-        topic,
-        index,
-        config,
-        log_start,
-        log_end,
-        (removed, appended),
-        leader_epoch,
-    );
-    Ok(Slot::new(Arc::new(log), log_end, appended))
+    repair: &'a mut Repair,
 }
 
-fn read_producers(db: &Db, slots: &mut HashMap<PartitionId, Slot>) -> Result<(), StorageError> {
+impl PartitionReader<'_> {
+    fn corrupt(&self, what: &str) -> StorageError {
+        StorageError::Corrupt {
+            what: format!("{what} of {}/{}", self.topic, self.index),
+        }
+    }
+
+    /// A partition as its sealed runs leave it; those of `doubtful` generations and later are looked up in the log.
+    fn read(
+        &mut self,
+        config: LogConfig,
+        leader_epoch: i32,
+        doubtful: Generation,
+    ) -> Result<Slot, StorageError> {
+        let (db, id) = (self.db, self.id);
+        let log_start = match db.get_meta(&keys::log_start(id))? {
+            Some(value) => i64::from_be_bytes(
+                value
+                    .try_into()
+                    .map_err(|_| self.corrupt("the log start offset"))?,
+            ),
+            None => 0,
+        };
+        let last = self.last_run(doubtful)?;
+        let log_end = last.map_or(log_start, |run| log_start.max(run.last_offset + 1));
+        let appended = last.map_or(0, |run| run.cumulative_bytes);
+        let mut removed = appended;
+        db.each_run(id, log_start, |run| {
+            removed = removed.min(run.cumulative_bytes - run.bytes);
+            Ok(false)
+        })?;
+        db.set_log_start(id, log_start);
+        let bytes = (removed, appended);
+        let log = PartitionLog::new(
+            id,
+            self.topic.clone(),
+            self.index,
+            config,
+            log_start,
+            log_end,
+            bytes,
+            leader_epoch,
+        );
+        Ok(Slot::new(Arc::new(log), log_end, appended))
+    }
+
+    /// The last run that the log really has.
+    fn last_run(&mut self, doubtful: Generation) -> Result<Option<Run>, StorageError> {
+        let mut options = ReadOptions::default();
+        options.set_iterate_lower_bound(keys::runs(self.id));
+        options.set_iterate_upper_bound(keys::run(self.id, i64::MAX));
+        for entry in self.db.meta().iterator_opt(IteratorMode::End, options) {
+            let (key, value) = entry?;
+            let last_offset = keys::parse_run(&key).ok_or_else(|| self.corrupt("a run's key"))?;
+            let run = Run::decode(last_offset, &value)?;
+            if run.generation < doubtful {
+                return Ok(Some(run));
+            }
+            if let Some(run) = self.verified(run)? {
+                return Ok(Some(run));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The run, cut back to what the log has of it.
+    fn verified(&mut self, run: Run) -> Result<Option<Run>, StorageError> {
+        let (db, id) = (self.db, self.id);
+        if db
+            .log()
+            .get_pinned(keys::log(run.generation, id, run.last_offset))?
+            .is_some()
+        {
+            return Ok(Some(run));
+        }
+        let mut held = Run {
+            last_offset: run.first_offset - 1,
+            bytes: 0,
+            ..run
+        };
+        db.each_batch(id, &run, run.first_offset, |last_offset, batch| {
+            held.last_offset = last_offset;
+            held.bytes += batch.len() as u64;
+            Ok(true)
+        })?;
+        held.cumulative_bytes = run.cumulative_bytes - run.bytes + held.bytes;
+        self.repair.lost_records += run.last_offset - held.last_offset;
+        self.repair.shortened.insert(id);
+        self.repair.batch.delete(keys::run(id, run.last_offset));
+        if held.bytes == 0 {
+            return Ok(None);
+        }
+        self.repair
+            .batch
+            .put(keys::run(id, held.last_offset), held.encode());
+        Ok(Some(held))
+    }
+}
+
+fn read_producers(
+    db: &Db,
+    slots: &mut HashMap<PartitionId, Slot>,
+    repair: &Repair,
+) -> Result<(), StorageError> {
     db.scan_meta(&[keys::PRODUCER], |key, value| {
         let parse = || {
             let (partition, rest) = key[1..].split_first_chunk::<4>()?;
@@ -287,44 +372,65 @@ fn read_producers(db: &Db, slots: &mut HashMap<PartitionId, Slot>) -> Result<(),
                 .ok_or_else(corrupt)?;
         }
         Ok(())
-    })
+    })?;
+    for id in &repair.shortened {
+        if let Some(slot) = slots.get_mut(id) {
+            slot.producers.truncate(slot.next_offset);
+        }
+    }
+    Ok(())
 }
 
-/// Reads the generation that was being filled: the only one whose runs and producers are not stored yet.
+/// What was read from the generations that `meta` does not know yet.
+struct Replayed {
+    generation: Generation,
+    active: Active,
+    batches: u64,
+    bytes: u64,
+}
+
+/// Reads the generations from `first` on: the one that was being filled, and any before it whose end was not noted.
 fn replay(
     db: &Db,
-    generation: Generation,
+    first: Generation,
     slots: &mut HashMap<PartitionId, Slot>,
-) -> Result<(Active, u64), StorageError> {
-    let mut active = Active::empty();
-    let mut batches = 0;
+    generations: &mut BTreeMap<Generation, GenerationBytes>,
+    repair: &mut Repair,
+) -> Result<Replayed, StorageError> {
+    let mut replayed = Replayed {
+        generation: first,
+        active: Active::empty(),
+        batches: 0,
+        bytes: 0,
+    };
     let now_ms = now_ms();
-    let mut iterator = db.rocks().raw_iterator_cf(db.log());
-    iterator.seek(keys::log(generation, PartitionId(0), 0));
+    let mut iterator = db.log().raw_iterator();
+    iterator.seek(keys::log(first, PartitionId(0), 0));
     while let Some((key, value)) = iterator.item() {
         let corrupt = || StorageError::Corrupt {
-            what: "a key of the log family".into(),
+            what: "a key of the log".into(),
         };
-        let (found, partition, last_offset) = keys::parse_log(key).ok_or_else(corrupt)?;
-        if found != generation {
-            return Err(StorageError::Corrupt {
-                what: format!("generation {} follows the active one", found.0),
-            });
+        let (generation, partition, last_offset) = keys::parse_log(key).ok_or_else(corrupt)?;
+        if generation != replayed.generation {
+            let bytes = seal(&replayed, slots, &mut repair.batch);
+            generations.insert(replayed.generation, bytes);
+            replayed.generation = generation;
+            replayed.active = Active::empty();
+            repair
+                .batch
+                .put(keys::ACTIVE_GENERATION, generation.0.to_be_bytes());
         }
         if let Some(slot) = slots.get_mut(&partition) {
             let header = BatchHeader::parse(value)?;
             let expected = slot.next_offset;
             if header.base_offset != expected || header.last_offset() != last_offset {
-                let log = &slot.log;
-                return Err(StorageError::Corrupt {
-                    what: format!(
-                        "{}/{}: a batch at {} where {expected} is next",
-                        log.topic, log.index, header.base_offset
-                    ),
-                });
+                let (topic, index, found) = (&slot.log.topic, slot.log.index, header.base_offset);
+                let what =
+                    format!("{topic}/{index}: a batch at offset {found} where {expected} is next");
+                return Err(StorageError::Corrupt { what });
             }
             if slot.run.is_none() {
-                active.partitions.push(partition);
+                replayed.active.partitions.push(partition);
             }
             let bytes = value.len() as u64;
             slot.extend_run(
@@ -338,22 +444,42 @@ fn replay(
                 slot.producers.appended(&header, header.base_offset, now_ms);
                 slot.dirty_producers.insert(header.producer_id);
             }
-            active.bytes += bytes;
-            active.memtable_bytes += value.len();
-            batches += 1;
+            replayed.active.bytes += bytes;
+            replayed.active.memtable_bytes += value.len();
+            replayed.bytes += bytes;
+            replayed.batches += 1;
         }
         iterator.next();
     }
     iterator.status()?;
-    for id in &active.partitions {
-        if let Some(slot) = slots.get(id)
-            && let Some(run) = slot.run
-        {
-            slot.log.publish(run, std::iter::empty());
-            slot.log.advance_high_watermark(slot.next_offset);
+    for slot in slots
+        .values()
+        .filter(|slot| slot.log.log_end() < slot.next_offset)
+    {
+        slot.log
+            .recovered(slot.next_offset, slot.cumulative_bytes, slot.run);
+    }
+    Ok(replayed)
+}
+
+/// Notes the end of a generation that was filled, as the writer would have.
+fn seal(
+    replayed: &Replayed,
+    slots: &mut HashMap<PartitionId, Slot>,
+    batch: &mut WriteBatch,
+) -> GenerationBytes {
+    for id in &replayed.active.partitions {
+        if let Some(slot) = slots.get_mut(id) {
+            slot.put_sealed(batch);
+            slot.next_generation();
         }
     }
-    Ok((active, batches))
+    let bytes = GenerationBytes {
+        total: replayed.active.bytes,
+        live: replayed.active.bytes,
+    };
+    batch.put(keys::generation(replayed.generation), bytes.encode());
+    bytes
 }
 
 pub(super) fn encode_json(value: &impl Serialize) -> Result<Vec<u8>, StorageError> {

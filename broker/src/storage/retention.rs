@@ -62,18 +62,18 @@ fn remove(
     let log_start = last.last_offset + 1;
     let mut batch = WriteBatch::default();
     // The log start offset comes first in the same write: reads are clipped to it, whatever files still hold.
-    batch.put_cf(db.meta(), keys::log_start(log.id), log_start.to_be_bytes());
+    batch.put(keys::log_start(log.id), log_start.to_be_bytes());
     let mut freed = 0;
     let mut table = generations.lock();
     for run in dead {
-        batch.delete_cf(db.run(), keys::run(log.id, run.last_offset));
+        batch.delete(keys::run(log.id, run.last_offset));
         freed += run.bytes;
         if let Some(bytes) = table.get_mut(&run.generation) {
             bytes.live = bytes.live.saturating_sub(run.bytes);
-            batch.put_cf(db.meta(), keys::generation(run.generation), bytes.encode());
+            batch.put(keys::generation(run.generation), bytes.encode());
         }
     }
-    db.write(batch, false)?;
+    db.write_meta_durably(batch)?;
     drop(table);
     db.set_log_start(log.id, log_start);
     log.advance_log_start(log_start, last.cumulative_bytes);
@@ -92,8 +92,8 @@ pub(super) fn reclaim(db: &Db, generations: &Generations) -> Result<(), StorageE
     // A file may hold several generations: neighbours go together, so that it lies within one range.
     for span in dead.chunk_by(|a, b| a.0 + 1 == b.0) {
         if let (Some(first), Some(last)) = (span.first(), span.last()) {
-            db.rocks()
-                .delete_file_in_range_cf(db.log(), first_key(*first), last_key(*last))?;
+            db.log()
+                .delete_file_in_range(first_key(*first), last_key(*last))?;
         }
     }
     for (&generation, &bytes) in &table {
@@ -130,11 +130,11 @@ fn forget(db: &Db, generations: &Generations, dead: &[Generation]) -> Result<(),
     let mut freed = 0;
     let mut table = generations.lock();
     for generation in &gone {
-        batch.delete_cf(db.meta(), keys::generation(*generation));
+        batch.delete(keys::generation(*generation));
         freed += table.remove(generation).map_or(0, |bytes| bytes.total);
     }
     drop(table);
-    db.write(batch, false)?;
+    db.write_meta_durably(batch)?;
     if !gone.is_empty() {
         info!(generations = gone.len(), freed = %ByteSize(freed), "retention gave space back");
     }
@@ -152,9 +152,9 @@ fn rewrite(
     let mut batch = WriteBatch::default();
     if let Some(entry) = generations.lock().get_mut(&generation) {
         entry.total = bytes.live;
-        batch.put_cf(db.meta(), keys::generation(generation), entry.encode());
+        batch.put(keys::generation(generation), entry.encode());
     }
-    db.write(batch, false)?;
+    db.write_meta_durably(batch)?;
     info!(generation = generation.0, kept = %ByteSize(bytes.live), dropped = %ByteSize(bytes.total - bytes.live), "rewrote a generation that was mostly dead");
     Ok(())
 }
@@ -164,8 +164,7 @@ fn compact(db: &Db, generation: Generation) {
     let mut options = CompactOptions::default();
     options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
     options.set_exclusive_manual_compaction(false);
-    db.rocks().compact_range_cf_opt(
-        db.log(),
+    db.log().compact_range_opt(
         Some(first_key(generation)),
         Some(last_key(generation)),
         &options,
@@ -184,17 +183,14 @@ fn log_files(db: &Db) -> Result<Vec<LogFile>, StorageError> {
             .and_then(keys::parse_log)
             .map(|(generation, ..)| generation)
     };
-    let files = db.rocks().live_files()?;
-    let log_files = files
-        .iter()
-        .filter(|file| file.column_family_name == keys::LOG);
+    let files = db.log().live_files()?;
     let file = |file: &rocksdb::LiveFile| {
         Some(LogFile {
             level: file.level,
             generations: of(&file.start_key)?..=of(&file.end_key)?,
         })
     };
-    Ok(log_files.filter_map(file).collect())
+    Ok(files.iter().filter_map(file).collect())
 }
 
 fn first_key(generation: Generation) -> [u8; keys::LOG_KEY_LEN] {

@@ -20,7 +20,7 @@ pub(super) struct Run {
 }
 
 impl Run {
-    /// Value of the `run` family: format u8 = 1, generation u32, first offset i64, bytes u64, cumulative bytes u64,
+    /// Value of `meta`'s run entries: format u8 = 1, generation u32, first offset i64, bytes u64, cumulative bytes u64,
     /// max timestamp i64; big-endian. Since format 1.
     const LEN: usize = 37;
 

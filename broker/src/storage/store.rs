@@ -93,7 +93,7 @@ impl Store {
             (name.to_string(), topic)
         });
         let topics = RwLock::new(stored.collect());
-        let disk = Arc::new(DiskSpace::new(db.path(), options.min_free_bytes));
+        let disk = Arc::new(DiskSpace::new(&options.path, options.min_free_bytes));
         let generations = Generations::new(Mutex::new(generations));
         let thread_failed = |error: std::io::Error| {
             StorageError::Rocks(format!("a thread can't be started: {error}"))
@@ -232,9 +232,9 @@ impl Store {
             config,
         };
         let mut batch = WriteBatch::default();
-        batch.put_cf(self.db.meta(), keys::STORE, encode_json(&next)?);
-        batch.put_cf(self.db.meta(), keys::topic(&name), encode_json(&stored)?);
-        self.db.write(batch, true)?;
+        batch.put(keys::STORE, encode_json(&next)?);
+        batch.put(keys::topic(&name), encode_json(&stored)?);
+        self.db.write_meta_durably(batch)?;
         *descriptor = next;
         for log in &logs {
             log.set_config(config);
@@ -252,12 +252,8 @@ impl Store {
     pub fn allocate_producer_id(&self) -> Result<i64, StorageError> {
         let mut next = self.next_producer_id.lock();
         let mut batch = WriteBatch::default();
-        batch.put_cf(
-            self.db.meta(),
-            keys::NEXT_PRODUCER_ID,
-            (*next + 1).to_be_bytes(),
-        );
-        self.db.write(batch, false)?;
+        batch.put(keys::NEXT_PRODUCER_ID, (*next + 1).to_be_bytes());
+        self.db.write_meta(batch)?;
         *next += 1;
         Ok(*next - 1)
     }
@@ -361,7 +357,7 @@ impl Store {
         self.db.statistics()
     }
 
-    /// RocksDB's properties that tell of memory, files and stalls: (column family, property, value).
+    /// RocksDB's properties that tell of memory, files and stalls: (database, property, value).
     pub fn properties(&self) -> Vec<(&'static str, &'static str, u64)> {
         const PROPERTIES: [&str; 6] = [
             "rocksdb.cur-size-all-mem-tables",
@@ -371,15 +367,12 @@ impl Store {
             "rocksdb.actual-delayed-write-rate",
             "rocksdb.is-write-stopped",
         ];
-        let families = [
-            (keys::LOG, self.db.log()),
-            (keys::RUN, self.db.run()),
-            (keys::META, self.db.meta()),
-        ];
-        let all = families.into_iter().flat_map(|(name, family)| {
-            PROPERTIES.into_iter().filter_map(move |property| {
-                Some((name, property, self.db.property(family, property)?))
-            })
+        let databases = [("log", self.db.log()), ("meta", self.db.meta())];
+        let all = databases.into_iter().flat_map(|(name, database)| {
+            let value = move |property| database.property_int_value(property).ok().flatten();
+            PROPERTIES
+                .into_iter()
+                .filter_map(move |property| Some((name, property, value(property)?)))
         });
         all.collect()
     }

@@ -81,17 +81,16 @@ fn run(db: &Db, disk: &DiskSpace, waiting: &Receiver<Completion>) {
     while let Ok(first) = waiting.recv() {
         let mut group = vec![first];
         group.extend(waiting.try_iter());
-        match db.rocks().flush_wal(true) {
+        match db.sync_log() {
             Ok(()) => group.into_iter().for_each(Completion::complete),
             Err(failure) => {
                 // What the kernel could not write it may have dropped: a second fsync that succeeds would prove nothing.
                 // Only a restart, which reads what is on the disk, can tell what is durable.
                 error!(error = %failure, "fsync failed; the broker stops, since it can't tell what is on the disk");
                 disk.note_write_failure();
-                let error = StorageError::from(failure);
                 group
                     .into_iter()
-                    .for_each(|completion| completion.fail(&error));
+                    .for_each(|completion| completion.fail(&failure));
                 std::process::exit(1);
             }
         }

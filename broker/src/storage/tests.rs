@@ -145,10 +145,8 @@ async fn a_reopened_store_has_everything_after_a_clean_and_an_unclean_stop() {
     let topic = store.ensure_topic("t", 2, CONFIG).unwrap();
     fill(&store, &topic.partitions, 301).await;
     // What kill -9 leaves: the files as they are, with the writer in the middle of a generation.
-    for entry in std::fs::read_dir(dir.path()).unwrap() {
-        let entry = entry.unwrap();
-        std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
-    }
+    copy_database(dir.path(), copy.path(), "log");
+    copy_database(dir.path(), copy.path(), "meta");
     store.close();
     drop((topic, store));
     for (path, clean) in [(dir.path(), true), (copy.path(), false)] {
@@ -253,7 +251,7 @@ async fn truncation_cuts_at_batch_bounds_in_active_and_sealed_generations_and_su
 }
 
 fn disk_bytes(path: &Path) -> u64 {
-    let files = std::fs::read_dir(path).unwrap();
+    let files = std::fs::read_dir(path.join("log")).unwrap();
     let sst = files
         .map(|file| file.unwrap())
         .filter(|file| file.path().extension().is_some_and(|e| e == "sst"));
@@ -505,4 +503,78 @@ async fn a_second_store_on_the_same_folder_is_refused() {
         "a folder has one owner"
     );
     store.close();
+}
+
+/// Copies a database as kill -9 would leave it. Nothing is appended meanwhile, but flushes may still be under way: then again.
+fn copy_database(from: &Path, to: &Path, database: &str) {
+    let (from, to) = (from.join(database), to.join(database));
+    let listing = || -> Option<Vec<_>> {
+        let mut files: Vec<_> = std::fs::read_dir(&from)
+            .unwrap()
+            .map(|entry| {
+                Some((
+                    entry.as_ref().ok()?.file_name(),
+                    entry.as_ref().ok()?.metadata().ok()?.len(),
+                ))
+            })
+            .collect::<Option<_>>()?;
+        files.sort();
+        Some(files)
+    };
+    let copied = || {
+        let before = listing()?;
+        std::fs::create_dir_all(&to).unwrap();
+        for (name, _) in &before {
+            std::fs::copy(from.join(name), to.join(name)).ok()?;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        (listing()? == before).then_some(())
+    };
+    while copied().is_none() {
+        std::fs::remove_dir_all(&to).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_a_crash_of_the_machine_leaves_is_a_prefix_of_each_log() {
+    // One of the two databases kept more of its unsynced end than the other.
+    for later in ["log", "meta"] {
+        let dir = tempfile::tempdir().unwrap();
+        let copy = tempfile::tempdir().unwrap();
+        let (store, _) = open(dir.path());
+        let topic = store.ensure_topic("t", 2, CONFIG).unwrap();
+        fill(&store, &topic.partitions, 301).await;
+        let earlier = if later == "log" { "meta" } else { "log" };
+        copy_database(dir.path(), copy.path(), earlier);
+        let end = topic.partitions[0].log_end();
+        // Four generations: fewer than may be unflushed at a time.
+        fill(&store, &topic.partitions, 300).await;
+        let later_end = topic.partitions[0].log_end();
+        copy_database(dir.path(), copy.path(), later);
+        store.close();
+        drop((topic, store));
+        for reopened in 0..2 {
+            let (store, report) = open(copy.path());
+            let topic = store.topic("t").unwrap();
+            let expected = if later == "log" { later_end } else { end };
+            assert_eq!(
+                topic.partitions[0].log_end(),
+                expected + 90 * reopened,
+                "{later}, {reopened}: {report}"
+            );
+            assert_eq!(
+                report.lost_records > 0,
+                later == "meta" && reopened == 0,
+                "{report}"
+            );
+            for log in &topic.partitions {
+                assert_contiguous(&store, log, 0);
+            }
+            fill(&store, &topic.partitions, 60).await;
+            for log in &topic.partitions {
+                assert_contiguous(&store, log, 0);
+            }
+            store.close();
+        }
+    }
 }

@@ -180,6 +180,26 @@ impl Slot {
         self.next_offset = last + 1;
     }
 
+    /// Adds to a write what is stored of the active run at its end.
+    pub(super) fn put_sealed(&self, batch: &mut WriteBatch) {
+        if let Some(run) = &self.run {
+            batch.put(keys::run(self.log.id, run.last_offset), run.encode());
+        }
+        for &producer_id in &self.dirty_producers {
+            let key = keys::producer(self.log.id, producer_id);
+            match self.producers.encode(producer_id) {
+                Some(value) => batch.put(key, value),
+                None => batch.delete(key),
+            }
+        }
+    }
+
+    pub(super) fn next_generation(&mut self) {
+        self.run = None;
+        self.dirty_producers.clear();
+        self.log.set_active_run(None);
+    }
+
     fn undo(&mut self) {
         if let Some(before) = self.before.take() {
             self.next_offset = before.next_offset;
@@ -342,8 +362,11 @@ impl Writer {
             syncer.stop();
         }
         let mut batch = WriteBatch::default();
-        batch.put_cf(self.db.meta(), keys::CLEAN_SHUTDOWN, []);
-        match sealed.and_then(|()| self.db.write(batch, true)) {
+        batch.put(keys::CLEAN_SHUTDOWN, []);
+        match sealed
+            .and_then(|()| self.db.sync_log())
+            .and_then(|()| self.db.write_meta_durably(batch))
+        {
             Ok(()) => info!("store closed"),
             Err(error) => {
                 warn!(%error, "the store could not be closed in order; the next start replays the write-ahead log")
@@ -377,7 +400,7 @@ impl Writer {
             results.push(outcomes.collect());
         }
         if !batch.is_empty()
-            && let Err(error) = self.db.write(batch, false)
+            && let Err(error) = self.db.write_log(batch)
         {
             self.undo(&touched, &error);
             let error = self.disk.check().err().unwrap_or(error);
@@ -478,11 +501,7 @@ impl Writer {
                 set_log_append_time(&mut stored, stamp);
             }
             let stored = stored.freeze();
-            batch.put_cf(
-                self.db.log(),
-                keys::log(self.generation, log.id, last_offset),
-                &stored,
-            );
+            batch.put(keys::log(self.generation, log.id, last_offset), &stored);
             let max_timestamp = stamp.unwrap_or(header.max_timestamp);
             slot.extend_run(
                 self.generation,
@@ -535,39 +554,16 @@ impl Writer {
             .iter()
             .filter_map(|id| self.slots.get(id))
         {
-            if let Some(run) = &slot.run {
-                batch.put_cf(
-                    self.db.run(),
-                    keys::run(slot.log.id, run.last_offset),
-                    run.encode(),
-                );
-            }
-            for &producer_id in &slot.dirty_producers {
-                let key = keys::producer(slot.log.id, producer_id);
-                match slot.producers.encode(producer_id) {
-                    Some(value) => batch.put_cf(self.db.meta(), key, value),
-                    None => batch.delete_cf(self.db.meta(), key),
-                }
-            }
+            slot.put_sealed(&mut batch);
         }
-        batch.put_cf(
-            self.db.meta(),
-            keys::generation(self.generation),
-            bytes.encode(),
-        );
-        batch.put_cf(
-            self.db.meta(),
-            keys::ACTIVE_GENERATION,
-            next.0.to_be_bytes(),
-        );
-        self.db.write(batch, false)?;
+        batch.put(keys::generation(self.generation), bytes.encode());
+        batch.put(keys::ACTIVE_GENERATION, next.0.to_be_bytes());
+        self.db.write_meta(batch)?;
         self.generations.lock().insert(self.generation, bytes);
         self.expire_producers()?;
         for id in std::mem::take(&mut self.active.partitions) {
             if let Some(slot) = self.slots.get_mut(&id) {
-                slot.run = None;
-                slot.dirty_producers.clear();
-                slot.log.set_active_run(None);
+                slot.next_generation();
             }
         }
         self.generation = next;
@@ -575,7 +571,7 @@ impl Writer {
         self.tainted = false;
         let mut flush = rocksdb::FlushOptions::default();
         flush.set_wait(false);
-        Ok(self.db.rocks().flush_cf_opt(self.db.log(), &flush)?)
+        Ok(self.db.log().flush_opt(&flush)?)
     }
 
     /// Of the partitions that were written to; those of idle partitions wait for the next write or start.
@@ -587,14 +583,14 @@ impl Writer {
         for id in &self.active.partitions {
             if let Some(slot) = self.slots.get_mut(id) {
                 for producer_id in slot.producers.expire(deadline) {
-                    batch.delete_cf(self.db.meta(), keys::producer(*id, producer_id));
+                    batch.delete(keys::producer(*id, producer_id));
                 }
             }
         }
         if batch.is_empty() {
             Ok(())
         } else {
-            self.db.write(batch, false)
+            self.db.write_meta(batch)
         }
     }
 
@@ -615,6 +611,7 @@ impl Writer {
         let Some(slot) = self.slots.get_mut(&log.id) else {
             return Ok(end);
         };
+        let mut log_batch = WriteBatch::default();
         let mut batch = WriteBatch::default();
         let mut cumulative = slot.cumulative_bytes;
         let mut new_end = offset;
@@ -622,7 +619,7 @@ impl Writer {
         if let Some(mut run) = slot.run.filter(|run| run.last_offset >= offset) {
             let cut = self.db.batches_from(log.id, &run, offset)?;
             for key in &cut.keys {
-                batch.delete_cf(self.db.log(), key);
+                log_batch.delete(key);
             }
             cumulative -= cut.bytes;
             self.active.bytes -= cut.bytes;
@@ -636,7 +633,7 @@ impl Writer {
         let mut shrunk: BTreeMap<Generation, u64> = BTreeMap::new();
         for run in self.db.runs(log.id, offset)? {
             let cut = self.db.batches_from(log.id, &run, offset)?;
-            batch.delete_cf(self.db.run(), keys::run(log.id, run.last_offset));
+            batch.delete(keys::run(log.id, run.last_offset));
             if cut.bytes < run.bytes {
                 let kept = Run {
                     last_offset: cut.first_offset - 1,
@@ -644,11 +641,7 @@ impl Writer {
                     cumulative_bytes: run.cumulative_bytes - cut.bytes,
                     ..run
                 };
-                batch.put_cf(
-                    self.db.run(),
-                    keys::run(log.id, kept.last_offset),
-                    kept.encode(),
-                );
+                batch.put(keys::run(log.id, kept.last_offset), kept.encode());
             }
             cumulative -= cut.bytes;
             new_end = new_end.min(cut.first_offset);
@@ -657,18 +650,21 @@ impl Writer {
         for producer_id in slot.producers.truncate(new_end) {
             slot.dirty_producers.insert(producer_id);
             if let Some(value) = slot.producers.encode(producer_id) {
-                batch.put_cf(self.db.meta(), keys::producer(log.id, producer_id), value);
+                batch.put(keys::producer(log.id, producer_id), value);
             }
         }
         let mut generations = self.generations.lock();
         for (generation, bytes) in shrunk {
             if let Some(entry) = generations.get_mut(&generation) {
                 entry.live = entry.live.saturating_sub(bytes);
-                batch.put_cf(self.db.meta(), keys::generation(generation), entry.encode());
+                batch.put(keys::generation(generation), entry.encode());
             }
         }
         drop(generations);
-        self.db.write(batch, true)?;
+        // The log first: cut twice is as good as once, but `meta` must not be ahead.
+        self.db.write_log(log_batch)?;
+        self.db.sync_log()?;
+        self.db.write_meta_durably(batch)?;
         slot.next_offset = new_end;
         slot.cumulative_bytes = cumulative;
         log.truncate(new_end, slot.run, cumulative);
