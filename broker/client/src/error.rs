@@ -287,21 +287,14 @@ impl Error {
             Code::Unauthenticated | Code::PermissionDenied => ErrorKind::InvalidRequest,
             _ => ErrorKind::Transport,
         };
-        let mut message = format!("broker {address}: {}", status.message());
-        if kind == ErrorKind::Transport && status.message().is_empty() {
-            message = format!(
-                "broker {address}: the connection failed ({:?})",
-                status.code()
-            );
-        }
-        let mut cause = StdError::source(status);
-        while let Some(error) = cause {
-            let text = error.to_string();
-            if !message.contains(&text) {
-                message = format!("{message}: {text}");
+        let what = match status.message() {
+            "" if kind == ErrorKind::Transport => {
+                format!("the connection failed ({:?})", status.code())
             }
-            cause = error.source();
-        }
+            message => message.to_owned(),
+        };
+        let causes = with_causes(what, StdError::source(status));
+        let mut message = format!("broker {address}: {causes}");
         if status.code() == Code::Unimplemented {
             message.push_str("; is this a Millrace broker of the same version?");
         }
@@ -330,6 +323,24 @@ impl Error {
             None => built,
         }
     }
+}
+
+/// `what` and the causes behind it, each once: wrappers often repeat what they wrap.
+pub(crate) fn with_causes(what: String, mut cause: Option<&(dyn StdError + 'static)>) -> String {
+    let mut parts = vec![what];
+    while let Some(error) = cause {
+        cause = error.source();
+        // Only names the layer that failed: what follows says more.
+        if error.is::<tonic::transport::Error>() && cause.is_some() {
+            continue;
+        }
+        let text = error.to_string();
+        if !parts.iter().any(|part| part.contains(&text)) {
+            parts.retain(|part| !text.contains(part.as_str()));
+            parts.push(text);
+        }
+    }
+    parts.join(": ")
 }
 
 #[cfg(test)]
@@ -393,6 +404,25 @@ mod tests {
             v1::ErrorReason::try_from(17).is_err(),
             "a new reason: map it and extend this test"
         );
+    }
+
+    #[test]
+    fn each_cause_appears_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("{0}")]
+        struct Layer(&'static str, #[source] Option<Box<Layer>>);
+        let chain = |texts: &[&'static str]| {
+            let layers = texts.iter().rev();
+            layers.fold(None, |inner, text| Some(Box::new(Layer(text, inner))))
+        };
+        let told = |texts| {
+            let chain = chain(texts);
+            with_causes("broker b".into(), chain.as_deref().map(|layer| layer as _))
+        };
+        assert_eq!(told(&[]), "broker b");
+        assert_eq!(told(&["tcp", "tcp", "refused"]), "broker b: tcp: refused");
+        assert_eq!(told(&["tcp", "tcp: refused"]), "broker b: tcp: refused");
+        assert_eq!(told(&["tcp: refused", "refused"]), "broker b: tcp: refused");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, with_causes};
 
 /// The largest message that the client sends or takes, as the broker has it. A batch can't be larger.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 64 << 20;
@@ -65,13 +65,8 @@ impl Transport {
     /// Connects now, so that a wrong address shows at once.
     pub(crate) async fn connect(&self, address: &Arc<str>) -> Result<(), Error> {
         let channel = self.endpoint(address)?.connect().await.map_err(|error| {
-            let mut message = format!("can't connect to broker {address}");
-            let mut cause = std::error::Error::source(&error);
-            while let Some(error) = cause {
-                message = format!("{message}: {error}");
-                cause = error.source();
-            }
-            Error::new(ErrorKind::Transport, message)
+            let what = format!("can't connect to broker {address}");
+            Error::new(ErrorKind::Transport, with_causes(what, Some(&error)))
         })?;
         self.channels
             .lock()

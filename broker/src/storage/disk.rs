@@ -2,10 +2,17 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
+
 use super::StorageError;
+
+/// No write is tried for this long after one has failed. RocksDB recovers by itself once there is room, but only in a moment when
+/// none of its flushes runs, and each failed write leads to one; they give up after a second.
+const PAUSE: Duration = Duration::from_secs(2);
 
 /// What the volume had at the last look.
 #[derive(Debug)]
@@ -14,8 +21,8 @@ pub struct DiskSpace {
     required_bytes: u64,
     free_bytes: AtomicU64,
     total_bytes: AtomicU64,
-    /// A write has met a full disk since space was last seen to be enough.
-    write_failed: AtomicBool,
+    /// When a write met a full disk; forgotten once it is a while ago and space is enough.
+    write_failed: Mutex<Option<Instant>>,
 }
 
 /// Whether writes are accepted.
@@ -34,7 +41,7 @@ impl DiskSpace {
             required_bytes,
             free_bytes: AtomicU64::new(u64::MAX),
             total_bytes: AtomicU64::new(0),
-            write_failed: AtomicBool::new(false),
+            write_failed: Mutex::new(None),
         };
         disk.look();
         disk
@@ -54,7 +61,9 @@ impl DiskSpace {
                 Ordering::Relaxed,
             );
             if self.free_bytes() >= self.required_bytes {
-                self.write_failed.store(false, Ordering::Relaxed);
+                self.write_failed
+                    .lock()
+                    .take_if(|failed| failed.elapsed() >= PAUSE);
             }
         }
         (before, self.state())
@@ -62,13 +71,12 @@ impl DiskSpace {
 
     /// A write met a full disk, whatever the last look said.
     pub(super) fn note_write_failure(&self) {
-        self.write_failed.store(true, Ordering::Relaxed);
+        *self.write_failed.lock() = Some(Instant::now());
     }
 
     /// Whether writes are accepted.
     pub fn state(&self) -> DiskState {
-        let full =
-            self.write_failed.load(Ordering::Relaxed) || self.free_bytes() < self.required_bytes;
+        let full = self.write_failed.lock().is_some() || self.free_bytes() < self.required_bytes;
         if full {
             DiskState::Full
         } else {

@@ -203,15 +203,17 @@ impl Cursors {
         }
     }
 
-    /// The next request to `leader`, if any of its partitions can be read now.
+    /// The next request to `leader` for the partitions of one of its lanes, if any of them can be read now.
     pub(crate) fn plan(
         &mut self,
         leader: &str,
+        (lane, lanes): (usize, usize),
         max_bytes: u32,
         now: Instant,
     ) -> Option<(v1::FetchRequest, Vec<Asked>)> {
         let is_due = |cursor: &&Cursor| {
             cursor.leader.as_deref() == Some(leader)
+                && cursor.assigned.partition.unsigned_abs() as usize % lanes == lane
                 && !cursor.paused
                 && cursor.not_before.is_none_or(|time| time <= now)
         };
@@ -497,7 +499,7 @@ mod tests {
     }
 
     fn offsets(cursors: &mut Cursors, now: Instant) -> Vec<(i32, i64)> {
-        let (request, _) = cursors.plan("b1:1", 1, now).unwrap();
+        let (request, _) = cursors.plan("b1:1", (0, 1), 1, now).unwrap();
         let mut offsets: Vec<_> = request
             .partitions
             .iter()
@@ -512,17 +514,17 @@ mod tests {
         let (mut cursors, _) = fixture();
         let now = Instant::now();
         let firsts: Vec<i32> = (0..4)
-            .map(|_| cursors.plan("b1:1", 1, now).unwrap().0.partitions[0].partition)
+            .map(|_| cursors.plan("b1:1", (0, 1), 1, now).unwrap().0.partitions[0].partition)
             .collect();
         assert_eq!(firsts, [0, 1, 2, 0]);
-        assert!(cursors.plan("b2:1", 1, now).is_none());
+        assert!(cursors.plan("b2:1", (0, 1), 1, now).is_none());
     }
 
     #[test]
     fn goes_on_after_the_last_batch_and_drops_what_is_older() {
         let (mut cursors, known) = fixture();
         let now = Instant::now();
-        let (_, asked) = cursors.plan("b1:1", 1, now).unwrap();
+        let (_, asked) = cursors.plan("b1:1", (0, 1), 1, now).unwrap();
         let batches = vec![batch(3, 2), batch(8, 5), batch(13, 1)];
         let items = cursors.on_response(&asked, response(vec![result(1, batches)]), &known, now);
         let [
@@ -551,7 +553,7 @@ mod tests {
     fn an_answer_from_before_a_seek_is_dropped() {
         let (mut cursors, known) = fixture();
         let now = Instant::now();
-        let (_, asked) = cursors.plan("b1:1", 1, now).unwrap();
+        let (_, asked) = cursors.plan("b1:1", (0, 1), 1, now).unwrap();
         assert_eq!(cursors.seek(0, 1, 10).as_deref(), Some("b1:1"));
         let items = cursors.on_response(
             &asked,
@@ -567,7 +569,7 @@ mod tests {
     fn a_batch_without_readable_header_is_skipped_by_one_offset() {
         let (mut cursors, known) = fixture();
         let now = Instant::now();
-        let (_, asked) = cursors.plan("b1:1", 1, now).unwrap();
+        let (_, asked) = cursors.plan("b1:1", (0, 1), 1, now).unwrap();
         let batches = vec![Bytes::from_static(b"junk"), batch(12, 1)];
         let items = cursors.on_response(&asked, response(vec![result(0, batches)]), &known, now);
         let [Item::Batches { batches, .. }] = &items[..] else {
@@ -581,7 +583,7 @@ mod tests {
     fn a_fatal_error_pauses_its_partition_only_until_the_caller_has_seen_it() {
         let (mut cursors, known) = fixture();
         let now = Instant::now();
-        let (_, asked) = cursors.plan("b1:1", 1, now).unwrap();
+        let (_, asked) = cursors.plan("b1:1", (0, 1), 1, now).unwrap();
         let failed = v1::FetchResult {
             error: Some(v1::Error {
                 reason: v1::ErrorReason::OffsetOutOfRange.into(),
@@ -612,7 +614,7 @@ mod tests {
     fn a_leader_that_moved_is_followed_at_once_and_a_failed_connection_after_a_pause() {
         let (mut cursors, known) = fixture();
         let now = Instant::now();
-        let (_, asked) = cursors.plan("b1:1", 1, now).unwrap();
+        let (_, asked) = cursors.plan("b1:1", (0, 1), 1, now).unwrap();
         let hint = [
             ("leader_id", "2"),
             ("leader_address", "b2:1"),
@@ -636,18 +638,19 @@ mod tests {
         );
         assert!(cursors.refresh_wanted);
         assert_eq!(
-            cursors.plan("b2:1", 1, now).unwrap().0.partitions[0].partition,
+            cursors.plan("b2:1", (0, 1), 1, now).unwrap().0.partitions[0].partition,
             2
         );
 
-        let (_, asked) = cursors.plan("b1:1", 1, now).unwrap();
+        let (_, asked) = cursors.plan("b1:1", (0, 1), 1, now).unwrap();
         let broken = Error::new(ErrorKind::Transport, "gone");
         assert!(cursors.on_failure(&asked, &broken, &known, now).is_empty());
-        assert!(cursors.plan("b1:1", 1, now).is_none());
+        assert!(cursors.plan("b1:1", (0, 1), 1, now).is_none());
         assert!(
             cursors
                 .plan(
                     "b1:1",
+                    (0, 1),
                     1,
                     cursors.next_due(now).unwrap() + Duration::from_secs(1)
                 )
@@ -659,7 +662,7 @@ mod tests {
     fn a_failed_call_is_blamed_on_the_partition_that_it_names() {
         let (mut cursors, known) = fixture();
         let now = Instant::now();
-        let (_, asked) = cursors.plan("b1:1", 1, now).unwrap();
+        let (_, asked) = cursors.plan("b1:1", (0, 1), 1, now).unwrap();
         let error = Error::unknown_partition(&"t".into(), 1, 1);
         let items = cursors.on_failure(&asked, &error, &known, now);
         assert!(

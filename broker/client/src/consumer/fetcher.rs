@@ -1,4 +1,7 @@
-//! The consumer's background task: one long poll to each leader, the next as soon as the last is back and there is room for more.
+//! The consumer's background task: long polls to each leader, the next as soon as the last is back and there is room for more.
+//!
+//! A leader gets two at a time, for one half of its partitions each, so that it reads for one while the other's bytes are on
+//! their way.
 //!
 //! What to ask and what answers mean is decided in `cursors`; here are calls, cancellation, memory and metadata.
 
@@ -42,6 +45,12 @@ pub(crate) enum Command {
     Resume { index: usize, generation: u64 },
 }
 
+/// Polls to a leader at a time, each for its share of the partitions.
+const LANES: usize = 2;
+
+/// A leader, and which of its polls.
+type Lane = (Arc<str>, usize);
+
 struct Poll {
     asked: Vec<Asked>,
     reserved: usize,
@@ -50,7 +59,7 @@ struct Poll {
 
 enum Done {
     Fetched {
-        leader: Arc<str>,
+        lane: Lane,
         id: u64,
         result: Result<v1::FetchResponse, Error>,
     },
@@ -75,7 +84,7 @@ impl Fetcher {
     /// Runs until the consumer is dropped.
     pub(crate) async fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
         let mut tasks: JoinSet<Done> = JoinSet::new();
-        let mut polls: HashMap<Arc<str>, (u64, Poll)> = HashMap::new();
+        let mut polls: HashMap<Lane, (u64, Poll)> = HashMap::new();
         let mut next_id = 0;
         let mut refreshing = false;
         let mut refresh_not_before: Option<Instant> = None;
@@ -88,32 +97,37 @@ impl Fetcher {
             let now = Instant::now();
             let mut starved = false;
             let leaders = self.cursors.leaders();
-            for leader in &leaders {
-                if polls.contains_key(leader) {
+            let lanes = leaders
+                .iter()
+                .flat_map(|leader| (0..LANES).map(|lane| (leader.clone(), lane)));
+            for lane in lanes {
+                if polls.contains_key(&lane) {
                     continue;
                 }
-                let share = (self.buffer.limit() / (2 * leaders.len()))
+                let share = (self.buffer.limit() / (2 * LANES * leaders.len()))
                     .clamp(MIN_FETCH, self.max_bytes.max(MIN_FETCH));
                 if !self.buffer.try_take(share) {
                     starved = true;
                     continue;
                 }
                 let max_bytes = u32::try_from(share.min(self.max_bytes)).unwrap_or(u32::MAX);
-                let Some((request, asked)) = self.cursors.plan(leader, max_bytes, now) else {
+                let Some((request, asked)) =
+                    self.cursors.plan(&lane.0, (lane.1, LANES), max_bytes, now)
+                else {
                     self.buffer.settle(share, 0);
                     continue;
                 };
                 next_id += 1;
                 let call = fetch(
                     self.client.clone(),
-                    leader.clone(),
+                    lane.clone(),
                     next_id,
                     request,
                     self.max_wait,
                 );
                 let task = tasks.spawn(call);
                 polls.insert(
-                    leader.clone(),
+                    lane,
                     (
                         next_id,
                         Poll {
@@ -154,9 +168,9 @@ impl Fetcher {
                     }
                 },
                 Some(done) = tasks.join_next(), if !tasks.is_empty() => match done {
-                    Ok(Done::Fetched { leader, id, result }) => {
-                        if polls.get(&leader).is_some_and(|poll| poll.0 == id)
-                            && let Some((_, poll)) = polls.remove(&leader)
+                    Ok(Done::Fetched { lane, id, result }) => {
+                        if polls.get(&lane).is_some_and(|poll| poll.0 == id)
+                            && let Some((_, poll)) = polls.remove(&lane)
                         {
                             self.on_fetched(poll, result);
                         }
@@ -214,10 +228,10 @@ impl Fetcher {
     fn interrupt(
         &self,
         leaders: impl Iterator<Item = Arc<str>>,
-        polls: &mut HashMap<Arc<str>, (u64, Poll)>,
+        polls: &mut HashMap<Lane, (u64, Poll)>,
     ) {
-        for leader in leaders {
-            if let Some((_, poll)) = polls.remove(&leader) {
+        for lane in leaders.flat_map(|leader| (0..LANES).map(move |lane| (leader.clone(), lane))) {
+            if let Some((_, poll)) = polls.remove(&lane) {
                 poll.task.abort();
                 self.buffer.settle(poll.reserved, 0);
             }
@@ -271,18 +285,18 @@ impl Fetcher {
 
 async fn fetch(
     client: Client,
-    leader: Arc<str>,
+    lane: Lane,
     id: u64,
     request: v1::FetchRequest,
     max_wait: Duration,
 ) -> Done {
     let call = async {
-        let mut service = client.transport().fetcher(&leader)?;
+        let mut service = client.transport().fetcher(&lane.0)?;
         let limit = client.transport().request_timeout() + max_wait;
-        Transport::call(&leader, limit, service.fetch(request)).await
+        Transport::call(&lane.0, limit, service.fetch(request)).await
     };
     let result = call.await;
-    Done::Fetched { leader, id, result }
+    Done::Fetched { lane, id, result }
 }
 
 /// Asks for metadata, and where partitions that are new begin.

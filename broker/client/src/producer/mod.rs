@@ -26,7 +26,7 @@ use arc_swap::ArcSwap;
 use millrace_proto::v1;
 use millrace_record::{BatchBuilder, Compression, HEADER_LEN};
 use parking_lot::Mutex;
-use tokio::{sync::watch, time::Instant};
+use tokio::{runtime::Handle, sync::watch, time::Instant};
 
 pub use delivery::{Delivery, RecordMeta};
 pub use record::Record;
@@ -197,7 +197,7 @@ impl ProducerBuilder {
         self
     }
 
-    /// Starts the producer. Must be called within a Tokio runtime.
+    /// Starts the producer, whose work is done on the Tokio runtime that this is called in.
     pub async fn build(self) -> Result<Producer, Error> {
         let ProducerBuilder {
             client,
@@ -225,6 +225,10 @@ impl ProducerBuilder {
                 "an idempotent producer needs answers: set acks to All or Leader, or idempotent to false",
             );
         }
+        let runtime = Handle::try_current().map_err(|error| {
+            let message = format!("build the producer within a Tokio runtime: {error}");
+            Error::new(ErrorKind::InvalidRequest, message)
+        })?;
         let identity = match idempotent.unwrap_or(config.acks != Acks::None) {
             true => Some(
                 client
@@ -243,14 +247,16 @@ impl ProducerBuilder {
         let shared = Arc::new(Shared {
             client,
             config,
+            runtime,
             accumulator,
             routes: ArcSwap::default(),
             partitions: Mutex::default(),
             finished: watch::channel(false).0,
         });
-        tokio::spawn(Sender::new(shared.clone(), identity).run());
+        let sender = Sender::new(shared.clone(), identity);
+        shared.runtime.spawn(sender.run());
         Ok(Producer {
-            handle: Arc::new(Handle { shared }),
+            handle: Arc::new(Last { shared }),
         })
     }
 }
@@ -259,6 +265,8 @@ impl ProducerBuilder {
 pub(crate) struct Shared {
     client: Client,
     config: Config,
+    /// Where the producer's tasks run: `try_send` may be called from anywhere.
+    runtime: Handle,
     accumulator: Accumulator,
     routes: ArcSwap<HashMap<Arc<str>, Arc<Route>>>,
     /// Every partition ever used, by slot. Also the lock under which `routes` changes.
@@ -385,11 +393,11 @@ fn now_ms() -> i64 {
 /// Call [`close`](Producer::close) before the last clone is dropped, else what is still buffered may be lost with the runtime.
 #[derive(Clone)]
 pub struct Producer {
-    handle: Arc<Handle>,
+    handle: Arc<Last>,
 }
 
 /// Notices when the last [`Producer`] goes.
-struct Handle {
+struct Last {
     shared: Arc<Shared>,
 }
 
@@ -432,7 +440,7 @@ impl Producer {
         }
     }
 
-    /// Puts a record in the buffer if that is possible at once, else gives it back.
+    /// Puts a record in the buffer if that is possible at once, else gives it back. May be called outside of a runtime.
     ///
     /// The metadata of a topic that this producer hasn't used yet is fetched in the background; until it is there, this fails
     /// with [`ErrorKind::NotReady`].
@@ -447,7 +455,8 @@ impl Producer {
                 let message = format!(
                     "the metadata of topic `{topic}` is being fetched; try again, or use `send`"
                 );
-                tokio::spawn(async move {
+                let runtime = shared.runtime.clone();
+                runtime.spawn(async move {
                     if let Err(error) = shared.find_route(&topic).await {
                         tracing::warn!(%topic, %error, "can't get the topic's metadata");
                     }
@@ -609,7 +618,7 @@ impl Drop for Waiting<'_> {
     }
 }
 
-impl Drop for Handle {
+impl Drop for Last {
     fn drop(&mut self) {
         let accumulator = &self.shared.accumulator;
         let batches = accumulator.incomplete().len();
