@@ -244,6 +244,9 @@ impl Lane {
             .is_some_and(|unit| is_over(unit.deadline()))
         {
             expired.extend(self.retry.pop_front());
+            // What follows has had no failure of its own: waiting out the last pause could cost it its own deadline.
+            self.failures = 0;
+            self.not_before = None;
         }
         let mut answered = Vec::new();
         for flight in self
