@@ -118,7 +118,7 @@ pub(crate) async fn connections(bench: &Bench, options: &Options) -> Result<Repo
             peer,
             "bytes written to disk / bytes produced",
             Some(Goal::AtMost(2.1)),
-            (settled.written - idle.written) as f64 / bytes,
+            settled.written.saturating_sub(idle.written) as f64 / bytes,
         );
         broker.stop().await?;
     }

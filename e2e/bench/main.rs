@@ -8,6 +8,7 @@ mod connections;
 mod fetch;
 mod fsync;
 mod latency;
+mod layouts;
 mod limits;
 mod machine;
 mod partitions;
@@ -67,12 +68,14 @@ enum Load {
     Limits(limits::Options),
     /// Very many partitions in one broker.
     Partitions(partitions::Options),
-    /// All of these, as the README shows them.
+    /// All of the above, as the README shows them.
     All {
         /// Short loads, to see that everything works. The figures mean nothing.
         #[arg(long)]
         quick: bool,
     },
+    /// Layouts of batches in RocksDB, without a broker.
+    Layouts(layouts::Options),
     /// The other end of `limits`' gRPC stream.
     #[command(hide = true)]
     GrpcSink { port: u16 },
@@ -165,8 +168,10 @@ async fn run(cli: Cli) -> Result<()> {
     std::fs::create_dir_all(&base).with_context(|| format!("can't make {}", base.display()))?;
     let work = tempfile::Builder::new().prefix("run-").tempdir_in(&base)?;
     let mut chosen = cli.peers;
-    if matches!(cli.load, Load::Limits(_)) {
-        chosen = vec![Peer::Millrace];
+    match cli.load {
+        Load::Limits(_) => chosen = vec![Peer::Millrace],
+        Load::Layouts(_) => chosen.clear(),
+        _ => {}
     }
     let bench = Bench {
         peers: Peers::find(&chosen, work.path().to_owned(), cli.broker_args).await?,
@@ -190,6 +195,9 @@ async fn run(cli: Cli) -> Result<()> {
         Load::Limits(options) => show(limits::limits(&bench, &options).await?),
         Load::Partitions(options) => show(partitions::partitions(&bench, &options).await?),
         Load::All { quick } => all(&bench, quick).await?,
+        Load::Layouts(options) => {
+            println!("{}", layouts::layouts(&bench, &options).await?.markdown())
+        }
         Load::GrpcSink { .. } => {}
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! Collects figures from several rounds and prints medians, spread and ratio as a Markdown table.
+//! Collects figures from several rounds and prints medians, spread and ratio as Markdown tables.
 
 use comfy_table::Table;
 use comfy_table::presets::ASCII_MARKDOWN;
@@ -103,6 +103,53 @@ impl Report {
                 met.map_or("", |met| if met { "yes" } else { "no" })
                     .to_owned(),
             ]);
+        }
+        format!("### {}\n\n{table}\n", self.title)
+    }
+}
+
+/// One table: figures of several candidates, a row for each.
+pub(crate) struct Comparison {
+    title: String,
+    columns: Vec<&'static str>,
+    rows: Vec<(&'static str, Vec<Vec<f64>>)>,
+}
+
+impl Comparison {
+    pub(crate) fn new(title: impl Into<String>, columns: &[&'static str]) -> Self {
+        Self {
+            title: title.into(),
+            columns: columns.to_vec(),
+            rows: Vec::new(),
+        }
+    }
+
+    /// Adds one round's figures of a candidate, one for each column; `None` where it has none.
+    pub(crate) fn add(&mut self, candidate: &'static str, values: &[Option<f64>]) {
+        let at = self.rows.iter().position(|(name, _)| *name == candidate);
+        let at = at.unwrap_or_else(|| {
+            let empty = vec![Vec::new(); self.columns.len()];
+            self.rows.push((candidate, empty));
+            self.rows.len() - 1
+        });
+        for ((column, figures), value) in self.columns.iter().zip(&mut self.rows[at].1).zip(values)
+        {
+            if let Some(value) = value {
+                eprintln!("    {candidate}, {column}: {}", number(*value));
+                figures.push(*value);
+            }
+        }
+    }
+
+    /// The table in Markdown, under its title.
+    pub(crate) fn markdown(&self) -> String {
+        let mut table = Table::new();
+        table
+            .load_style(ASCII_MARKDOWN)
+            .set_header([""].iter().chain(&self.columns));
+        for (candidate, figures) in &self.rows {
+            let name = std::iter::once((*candidate).to_owned());
+            table.add_row(name.chain(figures.iter().map(|values| spread(values))));
         }
         format!("### {}\n\n{table}\n", self.title)
     }
@@ -222,6 +269,26 @@ mod tests {
             cells[3][1..7],
             ["written / produced", "2.25", "", "", "≤ 2.1", "no"]
         );
+    }
+
+    #[test]
+    fn a_comparison_has_a_row_for_each_candidate() {
+        let mut comparison = Comparison::new("Layouts", &["MB/s", "s"]);
+        comparison.add("one", &[Some(1.0), Some(5.0)]);
+        comparison.add("two", &[Some(4.0), None]);
+        comparison.add("one", &[Some(3.0), Some(5.0)]);
+        let text = comparison.markdown();
+        let cells: Vec<Vec<&str>> = text
+            .lines()
+            .filter(|line| line.starts_with('|'))
+            .map(|line| line.split('|').map(str::trim).collect())
+            .collect();
+        assert_eq!(cells[0][1..4], ["", "MB/s", "s"]);
+        assert_eq!(
+            cells[2][1..4],
+            ["one", "2.00 (1.00–3.00)", "5.00 (5.00–5.00)"]
+        );
+        assert_eq!(cells[3][1..4], ["two", "4.00", ""]);
     }
 
     #[test]

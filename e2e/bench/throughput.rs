@@ -97,7 +97,7 @@ async fn round(
         add(
             "bytes written to disk / bytes produced",
             Some(Goal::AtMost(2.1)),
-            (after.written - before.written) as f64 / bytes,
+            after.written.saturating_sub(before.written) as f64 / bytes,
         );
         add(
             "broker's memory after produce, MiB",

@@ -23,6 +23,8 @@ use crate::{
 
 /// The most bytes that one response carries, whatever the request asks for.
 pub(super) const MAX_FETCH_BYTES: usize = 8 << 20;
+/// What a batch may become when it is decompressed for a caller that wants plain records; clients that decode themselves have no such limit.
+const MAX_DECODED_BYTES: usize = 16 << 20;
 /// What a response carries if it is made of plain records: stubs refuse messages beyond 4 MiB unless told otherwise.
 const MAX_RECORD_BYTES: usize = 2 << 20;
 const MAX_WAIT: Duration = Duration::from_secs(60);
@@ -45,6 +47,8 @@ struct Wanted {
 struct Found {
     results: Vec<FetchResult>,
     bytes: usize,
+    /// There was more than there was room for.
+    full: bool,
     errors: Vec<ApiError>,
 }
 
@@ -90,8 +94,9 @@ impl ConsumerService for Consumer {
         }
         self.broker.metrics.fetched(found.bytes);
         if format == FetchFormat::Records {
+            let mut bytes = 0;
             for (result, wanted) in found.results.iter_mut().zip(&wanted) {
-                plain_records(result, wanted.offset);
+                plain_records(result, wanted.offset, &mut bytes);
             }
         }
         if found.bytes > 0 {
@@ -191,8 +196,10 @@ impl Consumer {
             if !waiting {
                 let mut memory = self.broker.response_memory.acquire(max_bytes).await;
                 let found = self.collect(wanted, max_bytes).await?;
-                let enough =
-                    found.bytes >= min_bytes || !found.errors.is_empty() || now >= deadline;
+                let enough = found.bytes >= min_bytes
+                    || found.full
+                    || !found.errors.is_empty()
+                    || now >= deadline;
                 if enough || self.broker.is_stopping() {
                     memory.shrink(found.bytes);
                     return Ok((found, memory));
@@ -212,6 +219,7 @@ impl Consumer {
         let mut found = Found {
             results: Vec::with_capacity(wanted.len()),
             bytes: 0,
+            full: false,
             errors: Vec::new(),
         };
         for Wanted {
@@ -241,6 +249,7 @@ impl Consumer {
             match read {
                 Ok(read) => {
                     found.bytes += read.bytes;
+                    found.full |= read.more;
                     result.batches = read.batches;
                 }
                 Err(error) => {
@@ -329,13 +338,12 @@ fn available(wanted: &[Wanted]) -> Option<bool> {
 }
 
 /// Replaces a result's batches by the records in them, from `offset` on.
-fn plain_records(result: &mut FetchResult, offset: i64) {
-    let mut bytes = 0;
+fn plain_records(result: &mut FetchResult, offset: i64, bytes: &mut usize) {
     for batch in std::mem::take(&mut result.batches) {
-        if bytes >= MAX_RECORD_BYTES {
+        if *bytes >= MAX_RECORD_BYTES {
             break;
         }
-        if let Err(error) = append_records(&batch, offset, &mut bytes, &mut result.records) {
+        if let Err(error) = append_records(&batch, offset, bytes, &mut result.records) {
             // What was readable goes out; the batch that is not is met again, first, by the next fetch.
             if result.records.is_empty() {
                 result.error = Some(error.into());
@@ -364,7 +372,10 @@ fn append_records(
     {
         return Ok(());
     }
-    for record in millrace_record::decode(batch, &DecodeLimits::default()).map_err(unreadable)? {
+    let limits = DecodeLimits {
+        max_decompressed_bytes: MAX_DECODED_BYTES,
+    };
+    for record in millrace_record::decode(batch, &limits).map_err(unreadable)? {
         let record = record.map_err(unreadable)?;
         if record.offset < offset {
             continue;

@@ -11,6 +11,7 @@ use std::{
 
 use bytes::{Buf, Bytes};
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use parking_lot::Mutex;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
     time::Sleep,
@@ -23,8 +24,11 @@ use super::connection::ConnectionInfo;
 
 /// Budgets are counted in this many bytes.
 const UNIT: usize = 1 << 10;
+/// Messages up to this size have a budget of their own.
+const SMALL_MESSAGE: usize = 64 << 10;
+const SMALL_BUDGET: usize = 8 << 20;
 /// A message that has begun must be complete, and a response must be read, within this time.
-const STALL: Duration = Duration::from_secs(30);
+pub(super) const STALL: Duration = Duration::from_secs(30);
 
 /// The budget for responses.
 #[derive(Clone, Debug)]
@@ -160,31 +164,45 @@ impl HttpBody for HeldBody {
 /// The budget for requests.
 #[derive(Clone, Debug)]
 pub(super) struct RequestBudget {
-    units: Arc<Semaphore>,
-    total: u32,
+    large: Arc<Semaphore>,
+    /// Apart, so that metadata, fetches and health go on while large requests wait.
+    small: Arc<Semaphore>,
+    large_total: u32,
     max_message: usize,
 }
 
+/// A request's part of the budget, once it has one. A unary handler holds on to it while it holds on to the message.
+#[derive(Clone, Debug, Default)]
+pub(super) struct RequestMemory(Arc<Mutex<Option<OwnedSemaphorePermit>>>);
+
 impl RequestBudget {
     pub(super) fn new(bytes: usize, max_message: usize) -> Self {
-        let total = units(bytes);
+        let large_total = units(bytes);
         RequestBudget {
-            units: Arc::new(Semaphore::new(total as usize)),
-            total,
+            large: Arc::new(Semaphore::new(large_total as usize)),
+            small: Arc::new(Semaphore::new(units(SMALL_BUDGET) as usize)),
+            large_total,
             max_message,
         }
     }
 
     /// Meters a request: each of its messages waits for its part of the budget before it is received.
-    pub(super) fn meter(&self, request: http::Request<Body>) -> http::Request<Body> {
+    pub(super) fn meter(&self, mut request: http::Request<Body>) -> http::Request<Body> {
+        let memory = RequestMemory::default();
+        let streaming = request.uri().path().ends_with("/ProduceStream");
+        if !streaming {
+            request.extensions_mut().insert(memory.clone());
+        }
         request.map(|body| {
             Body::new(MeteredBody {
                 body,
-                semaphore: PollSemaphore::new(self.units.clone()),
+                large: PollSemaphore::new(self.large.clone()),
+                small: PollSemaphore::new(self.small.clone()),
                 budget: self.clone(),
                 state: Metered::Prefix(Prefix::default()),
-                pending: None,
-                held: None,
+                streaming,
+                pending: Bytes::new(),
+                memory,
                 deadline: None,
             })
         })
@@ -195,15 +213,19 @@ impl RequestBudget {
 struct MeteredBody {
     body: Body,
     budget: RequestBudget,
-    semaphore: PollSemaphore,
+    large: PollSemaphore,
+    small: PollSemaphore,
     state: Metered,
+    /// Several messages may come; else one.
+    streaming: bool,
     /// Received, but not yet passed on: its message waits for memory.
-    pending: Option<Bytes>,
-    /// For the message that is being received or handled; tonic asks for the next one only then.
-    held: Option<OwnedSemaphorePermit>,
+    pending: Bytes,
+    /// For the message that is being received or handled; tonic asks for the next one of a stream only then.
+    memory: RequestMemory,
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
+#[derive(Clone, Copy)]
 enum Metered {
     /// Before or in a message's prefix.
     Prefix(Prefix),
@@ -211,32 +233,32 @@ enum Metered {
     Message(usize),
 }
 
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct Prefix {
     bytes: [u8; 5],
     len: usize,
 }
 
 impl MeteredBody {
-    /// Waits for the memory of the messages that begin in `data`, and notes where it leaves off.
-    fn poll_admit(&mut self, data: &Bytes, cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
-        let mut rest = &data[..];
-        let mut state = match &self.state {
-            Metered::Prefix(prefix) => Metered::Prefix(Prefix {
-                bytes: prefix.bytes,
-                len: prefix.len,
-            }),
-            Metered::Message(left) => Metered::Message(*left),
-        };
+    fn is_between_messages(&self) -> bool {
+        matches!(self.state, Metered::Prefix(Prefix { len: 0, .. }))
+    }
+
+    /// Waits for the memory of a message that begins in `pending`. Returns how many bytes may be passed on: up to the message's end at most.
+    fn poll_admit(&mut self, cx: &mut Context<'_>) -> Poll<usize> {
+        let mut rest = &self.pending[..];
+        let mut state = self.state;
         let mut begun = None;
-        while !rest.is_empty() {
+        loop {
             match &mut state {
+                _ if rest.is_empty() => break,
                 Metered::Message(left) => {
                     let taken = rest.len().min(*left);
                     *left -= taken;
                     rest.advance(taken);
                     if *left == 0 {
                         state = Metered::Prefix(Prefix::default());
+                        break;
                     }
                 }
                 Metered::Prefix(prefix) => {
@@ -246,31 +268,34 @@ impl MeteredBody {
                     if prefix.len == prefix.bytes.len() {
                         let [_, length @ ..] = prefix.bytes;
                         let length = u32::from_be_bytes(length) as usize;
+                        if length == 0 {
+                            state = Metered::Prefix(Prefix::default());
+                            break;
+                        }
                         // A message beyond the limit is refused by tonic as soon as it sees the prefix.
-                        begun = Some(begun.unwrap_or(0).max(length.min(self.budget.max_message)));
-                        state = if length == 0 {
-                            Metered::Prefix(Prefix::default())
-                        } else {
-                            Metered::Message(length)
-                        };
+                        begun = Some(length.min(self.budget.max_message));
+                        state = Metered::Message(length);
                     }
                 }
             }
         }
+        let admitted = self.pending.len() - rest.len();
         if let Some(length) = begun {
-            // The one before has been handled, or this data would not have been asked for.
-            self.held = None;
-            let wanted = units(length).min(self.budget.total);
-            let permit = ready!(self.semaphore.poll_acquire_many(cx, wanted));
-            self.held = permit;
+            let acquired = match length {
+                ..=SMALL_MESSAGE => self.small.poll_acquire_many(cx, units(length)),
+                _ => self
+                    .large
+                    .poll_acquire_many(cx, units(length).min(self.budget.large_total)),
+            };
+            *self.memory.0.lock() = ready!(acquired);
         }
-        self.deadline = match state {
-            Metered::Prefix(Prefix { len: 0, .. }) => None,
-            _ if begun.is_none() && self.deadline.is_some() => self.deadline.take(),
-            _ => Some(Box::pin(tokio::time::sleep(STALL))),
-        };
         self.state = state;
-        Poll::Ready(Ok(()))
+        if self.streaming && self.is_between_messages() {
+            self.deadline = None;
+        } else if begun.is_some() || self.deadline.is_none() {
+            self.deadline = Some(Box::pin(tokio::time::sleep(STALL)));
+        }
+        Poll::Ready(admitted)
     }
 }
 
@@ -283,24 +308,21 @@ impl HttpBody for MeteredBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
-        if this.pending.is_none() {
-            if matches!(this.state, Metered::Prefix(Prefix { len: 0, .. })) {
-                // More is asked for and nothing is begun: all that came has been handled.
-                this.held = None;
-            }
+        if this.streaming && this.is_between_messages() {
+            // More is asked for and nothing is begun: all that was passed on has been handled.
+            *this.memory.0.lock() = None;
+        }
+        if this.pending.is_empty() {
             match Pin::new(&mut this.body).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
-                    Ok(data) => this.pending = Some(data),
+                    Ok(data) => this.pending = data,
                     Err(frame) => return Poll::Ready(Some(Ok(frame))),
                 },
                 Poll::Ready(other) => return Poll::Ready(other),
                 Poll::Pending => {
-                    let late = this
-                        .deadline
-                        .as_mut()
-                        .is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready());
-                    if late {
-                        this.held = None;
+                    let deadline = this.deadline.as_mut();
+                    if deadline.is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready()) {
+                        *this.memory.0.lock() = None;
                         let message =
                             format!("a message was begun and not completed within {STALL:?}");
                         return Poll::Ready(Some(Err(Status::deadline_exceeded(message))));
@@ -309,20 +331,12 @@ impl HttpBody for MeteredBody {
                 }
             }
         }
-        let Some(data) = this.pending.take() else {
-            return Poll::Pending;
-        };
-        match this.poll_admit(&data, cx) {
-            Poll::Ready(admitted) => Poll::Ready(Some(admitted.map(|()| Frame::data(data)))),
-            Poll::Pending => {
-                this.pending = Some(data);
-                Poll::Pending
-            }
-        }
+        let admitted = ready!(this.poll_admit(cx));
+        Poll::Ready(Some(Ok(Frame::data(this.pending.split_to(admitted)))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.pending.is_none() && self.body.is_end_stream()
+        self.pending.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -23,7 +23,10 @@ impl MetadataService for Metadata {
         request: Request<GetMetadataRequest>,
     ) -> Result<Response<GetMetadataResponse>, Status> {
         let _timer = self.broker.metrics.start(Method::GetMetadata);
-        let names = request.into_inner().topics;
+        let mut names = request.into_inner().topics;
+        // Each topic once, however often it is named.
+        names.sort_unstable();
+        names.dedup();
         if names.len() > MAX_PARTITIONS_PER_REQUEST {
             let message = format!(
                 "{} topics in one request; {MAX_PARTITIONS_PER_REQUEST} are allowed",

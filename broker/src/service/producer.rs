@@ -17,7 +17,11 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Broker, MAX_PARTITIONS_PER_REQUEST, error::ApiError};
+use super::{
+    Broker, MAX_PARTITIONS_PER_REQUEST,
+    error::ApiError,
+    memory::{RequestMemory, STALL},
+};
 use crate::{
     observe::Method,
     storage::{Appended, PartitionAppend, StorageError},
@@ -32,6 +36,9 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) struct Producer {
     pub(super) broker: Arc<Broker>,
 }
+
+/// What became of one entry of a request: its topic and partition, and the rest.
+type Outcome = Result<(String, i32, Appended), (String, i32, ApiError)>;
 
 /// A request that storage has taken.
 struct Accepted {
@@ -171,7 +178,7 @@ pub(super) fn check_partition_count(count: usize) -> Result<(), ApiError> {
 
 impl Accepted {
     /// Waits for storage. One result for each entry, in their order.
-    async fn finish(self) -> Vec<Result<(String, i32, Appended), (String, i32, ApiError)>> {
+    async fn finish(self) -> Vec<Outcome> {
         let unknown = Appended {
             base_offset: -1,
             log_append_time_ms: None,
@@ -216,9 +223,7 @@ impl Accepted {
     }
 }
 
-fn response(
-    results: Vec<Result<(String, i32, Appended), (String, i32, ApiError)>>,
-) -> ProduceResponse {
+fn response(results: Vec<Outcome>) -> ProduceResponse {
     let result = |outcome| match outcome {
         Ok((topic, partition, appended)) => {
             let Appended {
@@ -256,7 +261,11 @@ impl ProducerService for Producer {
         request: Request<ProduceRequest>,
     ) -> Result<Response<ProduceResponse>, Status> {
         let _timer = self.broker.metrics.start(Method::Produce);
-        let results = self.accept(request.into_inner()).await?.finish().await;
+        // Held until the queue has taken the request over, which counts it itself.
+        let memory = request.extensions().get::<RequestMemory>().cloned();
+        let accepted = self.accept(request.into_inner()).await?;
+        drop(memory);
+        let results = accepted.finish().await;
         self.broker.metrics.refused(
             results
                 .iter()
@@ -314,7 +323,8 @@ impl Producer {
             tokio::select! {
                 biased;
                 Some(answer) = in_flight.next(), if !in_flight.is_empty() => {
-                    if answers.send(Ok(answer)).await.is_err() {
+                    // A client that does not read its answers must not keep what its next request takes.
+                    if !matches!(tokio::time::timeout(STALL, answers.send(Ok(answer))).await, Ok(Ok(()))) {
                         return;
                     }
                 }
@@ -341,7 +351,7 @@ impl Producer {
                     Ok(None) => open = false,
                     Err(status) => {
                         // The client broke off or sent what is no message: nothing more can be read.
-                        let _ = answers.send(Err(status)).await;
+                        let _ = answers.try_send(Err(status));
                         open = false;
                     }
                 },

@@ -87,6 +87,14 @@ impl Db {
         Ok(self.log.write(batch)?)
     }
 
+    /// Whether sealed generations wait in memory to be flushed.
+    pub(super) fn has_unflushed_generations(&self) -> bool {
+        let waiting = self
+            .log
+            .property_int_value("rocksdb.num-immutable-mem-table");
+        !matches!(waiting, Ok(Some(0)))
+    }
+
     /// Makes every append so far durable.
     pub(super) fn sync_log(&self) -> Result<(), StorageError> {
         Ok(self.log.flush_wal(true)?)

@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicI32, AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
@@ -65,7 +65,7 @@ pub struct PartitionLog {
     appended_bytes: AtomicU64,
     removed_bytes: AtomicU64,
     view: Mutex<View>,
-    waiters: Mutex<Vec<Arc<Notify>>>,
+    waiters: Mutex<Vec<Weak<Notify>>>,
 }
 
 #[derive(Debug, Default)]
@@ -159,12 +159,11 @@ impl PartitionLog {
     /// Calls `waiter` once, at the next rise of the high watermark.
     pub fn notify_on_append(&self, waiter: &Arc<Notify>) {
         let mut waiters = self.waiters.lock();
-        // On an idle partition nobody clears out those that have given up: the list is their only holder. Looking only when it
-        // would grow keeps the cost even.
+        // On an idle partition nobody clears out those that have given up. Looking only when the list would grow keeps the cost even.
         if waiters.len() == waiters.capacity() {
-            waiters.retain(|waiter| Arc::strong_count(waiter) > 1);
+            waiters.retain(|waiter| waiter.strong_count() > 0);
         }
-        waiters.push(waiter.clone());
+        waiters.push(Arc::downgrade(waiter));
     }
 
     pub(super) fn check_offset(&self, offset: i64) -> Result<(), StorageError> {
@@ -202,6 +201,7 @@ impl PartitionLog {
                 let full = read.bytes + batch.bytes.len() > max_bytes
                     && !(at_least_one && read.batches.is_empty());
                 if batch.last_offset >= end || full {
+                    read.more = batch.last_offset < end;
                     break;
                 }
                 read.push(batch.bytes.clone());
@@ -270,7 +270,7 @@ impl PartitionLog {
     pub(super) fn advance_high_watermark(&self, offset: i64) {
         if self.high_watermark.fetch_max(offset, Ordering::AcqRel) < offset {
             let waiters = std::mem::take(&mut *self.waiters.lock());
-            for waiter in waiters {
+            for waiter in waiters.iter().filter_map(Weak::upgrade) {
                 waiter.notify_one();
             }
         }

@@ -100,8 +100,9 @@ impl StorageOptions {
         options.create_if_missing(true);
         // -1 keeps every file's handle and index reader: reads never pay for opening one.
         options.set_max_open_files(-1);
-        // Fail at damage in the middle of the WAL rather than drop what follows; a torn tail was never acknowledged.
-        options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+        // A crash of the machine leaves the unsynced end in any order: what follows its first hole goes, in all WAL files. Recovery
+        // says how many records that were known are gone.
+        options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
         options.set_track_and_verify_wals_in_manifest(true);
         options.set_allow_concurrent_memtable_write(false);
         options.set_enable_write_thread_adaptive_yield(false);

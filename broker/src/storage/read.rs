@@ -1,7 +1,7 @@
 //! Reading: from memory, or from RocksDB through the runs.
 
 use bytes::{Bytes, BytesMut};
-use millrace_record::{BatchHeader, DecodeLimits};
+use millrace_record::{BatchError, BatchHeader, DecodeLimits};
 
 use super::{
     PartitionId, PartitionLog, StorageError,
@@ -18,6 +18,8 @@ pub struct ReadBatches {
     pub batches: Vec<Bytes>,
     /// Their bytes.
     pub bytes: usize,
+    /// There was more than there was room for.
+    pub more: bool,
 }
 
 impl ReadBatches {
@@ -181,23 +183,40 @@ pub(super) fn read_disk(
     // One allocation for all batches, which then share it.
     let mut buffer = BytesMut::with_capacity(max_bytes.min(1 << 20));
     let mut next = offset;
+    let mut more = false;
+    let mut hole = None;
     db.each_run_with_active(log, offset, |run| {
-        let mut full = false;
+        let mut go_on = true;
         db.each_batch(log.id, run, next, |last_offset, batch| {
-            full = last_offset >= end
-                || (buffer.len() + batch.len() > max_bytes && !(at_least_one && sizes.is_empty()));
-            if !full {
-                buffer.extend_from_slice(batch);
-                sizes.push(batch.len());
-                next = last_offset + 1;
+            if last_offset >= end {
+                go_on = false;
+                return Ok(false);
             }
-            Ok(!full)
+            if buffer.len() + batch.len() > max_bytes && !(at_least_one && sizes.is_empty()) {
+                (more, go_on) = (true, false);
+                return Ok(false);
+            }
+            if BatchHeader::parse(batch)?.base_offset > next {
+                (hole, go_on) = (Some(next), false);
+                return Ok(false);
+            }
+            buffer.extend_from_slice(batch);
+            sizes.push(batch.len());
+            next = last_offset + 1;
+            Ok(true)
         })?;
-        Ok(!full)
+        Ok(go_on)
     })?;
     // Retention may have overtaken the read: then its start is gone, and the reader must be told.
     log.check_offset(offset)?;
-    let mut read = ReadBatches::default();
+    if let Some(hole) = hole.filter(|_| sizes.is_empty()) {
+        let what = format!("{}/{}: offset {hole} is missing", log.topic, log.index);
+        return Err(StorageError::Corrupt { what });
+    }
+    let mut read = ReadBatches {
+        more,
+        ..ReadBatches::default()
+    };
     let mut buffer = buffer.freeze();
     for size in sizes {
         read.push(buffer.split_to(size));
@@ -223,7 +242,10 @@ pub(super) fn find_timestamp(
                 return Ok(false);
             }
             if header.max_timestamp >= timestamp_ms {
-                found = first_at_or_after(batch, timestamp_ms, log_start, end)?;
+                // A batch whose producer packed it badly is found by its header.
+                let whole = (header.base_offset.max(log_start), header.max_timestamp);
+                found =
+                    first_at_or_after(batch, timestamp_ms, log_start, end).unwrap_or(Some(whole));
             }
             Ok(found.is_none())
         })?;
@@ -237,9 +259,9 @@ fn first_at_or_after(
     timestamp_ms: i64,
     from: i64,
     end: i64,
-) -> Result<Option<(i64, i64)>, StorageError> {
-    for record in millrace_record::decode(&Bytes::copy_from_slice(batch), &DecodeLimits::default())?
-    {
+) -> Result<Option<(i64, i64)>, BatchError> {
+    let batch = Bytes::copy_from_slice(batch);
+    for record in millrace_record::decode(&batch, &DecodeLimits::default())? {
         let record = record?;
         if record.timestamp_ms >= timestamp_ms && (from..end).contains(&record.offset) {
             return Ok(Some((record.offset, record.timestamp_ms)));

@@ -4,7 +4,12 @@
 //! file. Where topics with different retention share a generation, it is rewritten once more than half of it is dead,
 //! hence each byte that stays at most about once for each halving.
 
-use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
+use std::{
+    collections::BTreeMap,
+    ops::RangeInclusive,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use bytesize::ByteSize;
 use rocksdb::{BottommostLevelCompaction, CompactOptions, WriteBatch};
@@ -64,16 +69,22 @@ fn remove(
     // The log start offset comes first in the same write: reads are clipped to it, whatever files still hold.
     batch.put(keys::log_start(log.id), log_start.to_be_bytes());
     let mut freed = 0;
+    // Locked until the write is done, and changed only after it: a failed write must not count a run as dead.
     let mut table = generations.lock();
+    let mut changed: BTreeMap<Generation, GenerationBytes> = BTreeMap::new();
     for run in dead {
         batch.delete(keys::run(log.id, run.last_offset));
         freed += run.bytes;
-        if let Some(bytes) = table.get_mut(&run.generation) {
-            bytes.live = bytes.live.saturating_sub(run.bytes);
-            batch.put(keys::generation(run.generation), bytes.encode());
+        if let Some(bytes) = table.get(&run.generation) {
+            let entry = changed.entry(run.generation).or_insert(*bytes);
+            entry.live = entry.live.saturating_sub(run.bytes);
         }
     }
+    for (generation, bytes) in &changed {
+        batch.put(keys::generation(*generation), bytes.encode());
+    }
     db.write_meta_durably(batch)?;
+    table.extend(changed);
     drop(table);
     db.set_log_start(log.id, log_start);
     log.advance_log_start(log_start, last.cumulative_bytes);
@@ -82,7 +93,11 @@ fn remove(
 }
 
 /// Gives the space of dead generations back. Blocks for as long as rewriting takes, if any is due.
-pub(super) fn reclaim(db: &Db, generations: &Generations) -> Result<(), StorageError> {
+pub(super) fn reclaim(
+    db: &Db,
+    generations: &Generations,
+    closing: &AtomicBool,
+) -> Result<(), StorageError> {
     let table: BTreeMap<Generation, GenerationBytes> = generations.lock().clone();
     let dead: Vec<Generation> = table
         .iter()
@@ -97,7 +112,7 @@ pub(super) fn reclaim(db: &Db, generations: &Generations) -> Result<(), StorageE
         }
     }
     for (&generation, &bytes) in &table {
-        if bytes.live > 0 && bytes.live < bytes.total / 2 {
+        if bytes.live > 0 && bytes.live < bytes.total / 2 && !closing.load(Ordering::Acquire) {
             rewrite(db, generations, generation, bytes)?;
         }
     }
@@ -106,7 +121,8 @@ pub(super) fn reclaim(db: &Db, generations: &Generations) -> Result<(), StorageE
 
 /// Drops dead generations from the table once no file holds them.
 fn forget(db: &Db, generations: &Generations, dead: &[Generation]) -> Result<(), StorageError> {
-    if dead.is_empty() {
+    if dead.is_empty() || db.has_unflushed_generations() {
+        // What is still in memory is in no file yet, and would be forgotten before its file is there.
         return Ok(());
     }
     let files = log_files(db)?;

@@ -2,8 +2,10 @@
 
 use std::{
     collections::BTreeMap,
+    ops::Range,
     sync::{
         Arc,
+        atomic::{AtomicBool, Ordering},
         mpsc::{RecvTimeoutError, Sender, channel},
     },
     thread::JoinHandle,
@@ -29,6 +31,8 @@ use super::{
 
 /// Room in the writer's queue is counted in this many bytes.
 const ROOM_UNIT: usize = 1 << 10;
+/// Producer ids are reserved by so many at a time.
+const PRODUCER_ID_BLOCK: i64 = 1_000;
 /// How often the volume's free space is looked at. What is written in between must fit into the reserve.
 const DISK_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -39,16 +43,22 @@ pub struct Store {
     generations: Generations,
     topics: RwLock<BTreeMap<String, StoredTopic>>,
     descriptor: Mutex<StoreDescriptor>,
-    next_producer_id: Mutex<i64>,
+    /// Reserved and not yet given out.
+    producer_ids: Mutex<Range<i64>>,
     writer: Sender<Command>,
     room: Arc<Semaphore>,
     room_units: u32,
     threads: Mutex<Threads>,
+    /// Long work ends early.
+    closing: AtomicBool,
 }
+
+/// A thread with the sender whose end stops it.
+type Housekeeper = (Sender<()>, JoinHandle<()>);
 
 struct Threads {
     writer: Option<JoinHandle<()>>,
-    housekeeper: Option<(Sender<()>, JoinHandle<()>)>,
+    housekeepers: Vec<Housekeeper>,
 }
 
 /// A topic that the store holds.
@@ -122,6 +132,7 @@ impl Store {
             active,
             tail: TailBudget::new(options.tail_cache_bytes),
             tainted: false,
+            failing_since: None,
             options: options.clone(),
         };
         let (sender, queue) = channel();
@@ -135,19 +146,25 @@ impl Store {
             generations,
             topics,
             descriptor: Mutex::new(store),
-            next_producer_id: Mutex::new(next_producer_id),
+            producer_ids: Mutex::new(next_producer_id..next_producer_id),
             writer: sender,
             room: Arc::new(Semaphore::new(room_units as usize)),
             room_units,
+            closing: AtomicBool::new(false),
             threads: Mutex::new(Threads {
                 writer: Some(writer.map_err(thread_failed)?),
-                housekeeper: None,
+                housekeepers: Vec::new(),
             }),
         });
-        let housekeeper = store
-            .start_housekeeper(options.retention_interval)
+        let watcher = store
+            .every("disk watch", DISK_INTERVAL, Store::watch_disk)
             .map_err(thread_failed)?;
-        store.threads.lock().housekeeper = Some(housekeeper);
+        let retention = store.every("retention", options.retention_interval, |store| {
+            if let Err(error) = store.retain() {
+                error!(%error, "retention failed; trying again at the next interval");
+            }
+        });
+        store.threads.lock().housekeepers = vec![watcher, retention.map_err(thread_failed)?];
         Ok((store, report))
     }
 
@@ -250,12 +267,17 @@ impl Store {
 
     /// A producer id that this store has never given out. Blocks.
     pub fn allocate_producer_id(&self) -> Result<i64, StorageError> {
-        let mut next = self.next_producer_id.lock();
-        let mut batch = WriteBatch::default();
-        batch.put(keys::NEXT_PRODUCER_ID, (*next + 1).to_be_bytes());
-        self.db.write_meta(batch)?;
-        *next += 1;
-        Ok(*next - 1)
+        let mut ids = self.producer_ids.lock();
+        if ids.is_empty() {
+            // Reserved durably, whatever the durability of appends: an id given out twice would make new records look like
+            // duplicates of old ones.
+            let reserved = ids.end..ids.end + PRODUCER_ID_BLOCK;
+            let mut batch = WriteBatch::default();
+            batch.put(keys::NEXT_PRODUCER_ID, reserved.end.to_be_bytes());
+            self.db.write_meta_durably(batch)?;
+            *ids = reserved;
+        }
+        ids.next().ok_or(StorageError::Closed)
     }
 
     /// Appends. Waits for room in the queue; what it returns resolves when the append is as durable as configured. Appends to
@@ -346,10 +368,13 @@ impl Store {
     pub fn retain(&self) -> Result<(), StorageError> {
         for topic in self.topics() {
             for log in &topic.partitions {
+                if self.closing.load(Ordering::Acquire) {
+                    return Ok(());
+                }
                 retention::apply(&self.db, &self.generations, log)?;
             }
         }
-        retention::reclaim(&self.db, &self.generations)
+        retention::reclaim(&self.db, &self.generations, &self.closing)
     }
 
     /// RocksDB's own statistics, as text.
@@ -379,62 +404,55 @@ impl Store {
 
     /// Finishes what was accepted and closes. Blocks.
     pub fn close(&self) {
+        self.closing.store(true, Ordering::Release);
         self.room.close();
+        let none = Threads {
+            writer: None,
+            housekeepers: Vec::new(),
+        };
         let Threads {
             writer,
-            housekeeper,
-        } = std::mem::replace(
-            &mut *self.threads.lock(),
-            Threads {
-                writer: None,
-                housekeeper: None,
-            },
-        );
-        if let Some((stop, thread)) = housekeeper {
-            drop(stop);
-            let _ = thread.join();
-        }
+            housekeepers,
+        } = std::mem::replace(&mut *self.threads.lock(), none);
         let _ = self.writer.send(Command::Stop);
         if let Some(thread) = writer {
             let _ = thread.join();
         }
+        for (stop, thread) in housekeepers {
+            drop(stop);
+            let _ = thread.join();
+        }
     }
 
-    /// Watches free space and applies retention.
-    fn start_housekeeper(
+    /// Does something again and again, on a thread of its own, until the store closes.
+    fn every(
         self: &Arc<Self>,
+        name: &str,
         interval: Duration,
-    ) -> std::io::Result<(Sender<()>, JoinHandle<()>)> {
+        work: impl Fn(&Store) + Send + 'static,
+    ) -> std::io::Result<Housekeeper> {
         let (stop, stopped) = channel::<()>();
         let store = Arc::downgrade(self);
         let body = move || {
-            let mut since_retention = Duration::ZERO;
-            while stopped.recv_timeout(DISK_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+            while stopped.recv_timeout(interval) == Err(RecvTimeoutError::Timeout) {
                 let Some(store) = store.upgrade() else { break };
-                since_retention += DISK_INTERVAL;
-                let became = store.disk.look();
-                if became == (DiskState::Enough, DiskState::Full) {
-                    warn!(
-                        free = store.disk.free_bytes(),
-                        "the disk is full: writes are refused, reads go on"
-                    );
-                } else if became == (DiskState::Full, DiskState::Enough) {
-                    info!(
-                        free = store.disk.free_bytes(),
-                        "the disk has room again: writes are accepted"
-                    );
-                }
-                if since_retention >= interval {
-                    since_retention = Duration::ZERO;
-                    if let Err(error) = store.retain() {
-                        error!(%error, "retention failed; trying again at the next interval");
-                    }
-                }
+                work(&store);
             }
         };
-        let thread = std::thread::Builder::new()
-            .name("housekeeper".into())
-            .spawn(body)?;
+        let thread = std::thread::Builder::new().name(name.into()).spawn(body)?;
         Ok((stop, thread))
+    }
+
+    fn watch_disk(&self) {
+        let free = self.disk.free_bytes();
+        match self.disk.look() {
+            (DiskState::Enough, DiskState::Full) => {
+                warn!(free, "the disk is full: writes are refused, reads go on");
+            }
+            (DiskState::Full, DiskState::Enough) => {
+                info!(free, "the disk has room again: writes are accepted");
+            }
+            _ => {}
+        }
     }
 }

@@ -236,7 +236,7 @@ async fn truncation_cuts_at_batch_bounds_in_active_and_sealed_generations_and_su
         assert_eq!(store.truncate(log, to).await.unwrap(), new_end);
         assert_eq!((log.log_end(), log.high_watermark()), (new_end, new_end));
         assert_contiguous(&store, log, 0);
-        fill(&store, &[log.clone()], 50).await;
+        fill(&store, std::slice::from_ref(log), 50).await;
         assert_contiguous(&store, log, 0);
         assert_contiguous(&store, other, 0);
         let size = log.size_bytes();

@@ -22,7 +22,7 @@ use tracing::{error, info, warn};
 use crate::now_ms;
 
 use super::{
-    DiskSpace, Generation, PartitionId, PartitionLog, StorageError, StorageOptions,
+    DiskSpace, DiskState, Generation, PartitionId, PartitionLog, StorageError, StorageOptions,
     db::Db,
     keys,
     log::Published,
@@ -35,6 +35,8 @@ use super::{
 const GROUP_BYTES: usize = 4 << 20;
 /// What an entry costs in the memtable beside its batch: key, node, length.
 const ENTRY_OVERHEAD: usize = 96;
+/// How long writes may fail, with room on the disk, before the broker stops.
+const FAILURE_LIMIT: Duration = Duration::from_secs(30);
 /// How often the writer looks at the generation's age.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -226,6 +228,8 @@ pub(super) struct Writer {
     pub tail: TailBudget,
     /// The last write failed: whether it is in the WAL is unknown, so nothing may follow it in the same generation.
     pub tainted: bool,
+    /// When it was first seen that writes fail although the disk has room.
+    pub failing_since: Option<Instant>,
 }
 
 /// The generation being filled.
@@ -342,7 +346,9 @@ impl Writer {
                 let _ = reply.send(self.truncate(&log, offset));
             }
             Command::Seal { reply } => {
-                let _ = reply.send(self.seal());
+                let sealed = self.seal();
+                self.tainted |= sealed.is_err();
+                let _ = reply.send(sealed);
             }
             Command::Stop => return false,
         }
@@ -350,6 +356,19 @@ impl Writer {
     }
 
     fn tick(&mut self) {
+        match (self.tainted, self.disk.state()) {
+            (true, DiskState::Enough) => {
+                let since = *self.failing_since.get_or_insert_with(Instant::now);
+                if since.elapsed() > FAILURE_LIMIT {
+                    // RocksDB does not come back from an I/O error by itself; a start does, or says why not.
+                    error!(
+                        "writes have failed for {FAILURE_LIMIT:?} although the disk has room; the broker stops"
+                    );
+                    std::process::exit(1);
+                }
+            }
+            _ => self.failing_since = None,
+        }
         if self.active.bytes > 0 && self.active.since.elapsed() >= self.options.generation_age {
             self.seal_or_warn();
         }
@@ -558,20 +577,28 @@ impl Writer {
         }
         batch.put(keys::generation(self.generation), bytes.encode());
         batch.put(keys::ACTIVE_GENERATION, next.0.to_be_bytes());
-        self.db.write_meta(batch)?;
-        self.generations.lock().insert(self.generation, bytes);
+        // Locked meanwhile: retention must find the generation's entry as soon as it finds its runs.
+        let generations = self.generations.clone();
+        let mut generations = generations.lock();
+        match self.tainted {
+            // What may follow the failed write in the WAL must never be replayed as part of this generation.
+            true => self.db.write_meta_durably(batch)?,
+            false => self.db.write_meta(batch)?,
+        }
         self.expire_producers()?;
         for id in std::mem::take(&mut self.active.partitions) {
             if let Some(slot) = self.slots.get_mut(&id) {
                 slot.next_generation();
             }
         }
-        self.generation = next;
+        let sealed = std::mem::replace(&mut self.generation, next);
         self.active = Active::empty();
         self.tainted = false;
         let mut flush = rocksdb::FlushOptions::default();
         flush.set_wait(false);
-        Ok(self.db.log().flush_opt(&flush)?)
+        let flushing = self.db.log().flush_opt(&flush);
+        generations.insert(sealed, bytes);
+        Ok(flushing?)
     }
 
     /// Of the partitions that were written to; those of idle partitions wait for the next write or start.
@@ -653,18 +680,25 @@ impl Writer {
                 batch.put(keys::producer(log.id, producer_id), value);
             }
         }
+        // Locked until the writes are done, and changed only after them, as in retention.
         let mut generations = self.generations.lock();
+        let mut changed: BTreeMap<Generation, GenerationBytes> = BTreeMap::new();
         for (generation, bytes) in shrunk {
-            if let Some(entry) = generations.get_mut(&generation) {
-                entry.live = entry.live.saturating_sub(bytes);
+            if let Some(entry) = generations.get(&generation) {
+                let entry = GenerationBytes {
+                    live: entry.live.saturating_sub(bytes),
+                    ..*entry
+                };
                 batch.put(keys::generation(generation), entry.encode());
+                changed.insert(generation, entry);
             }
         }
-        drop(generations);
         // The log first: cut twice is as good as once, but `meta` must not be ahead.
         self.db.write_log(log_batch)?;
         self.db.sync_log()?;
         self.db.write_meta_durably(batch)?;
+        generations.extend(changed);
+        drop(generations);
         slot.next_offset = new_end;
         slot.cumulative_bytes = cumulative;
         log.truncate(new_end, slot.run, cumulative);

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use tempfile::TempDir;
 
-pub(crate) use process::{Process, own_cpu, run, tools_cpu};
+pub(crate) use process::{Process, own_cpu, own_written, run, tools_cpu};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Peer {

@@ -22,7 +22,7 @@ pub(crate) struct Usage {
     pub(crate) cpu: Duration,
     pub(crate) rss: u64,
     pub(crate) peak_rss: u64,
-    /// Bytes that it made the kernel write to the disk, at once or later.
+    /// Bytes that it made the kernel write to the disk, at once or later. Not what it deleted before the kernel got to it.
     pub(crate) written: u64,
     pub(crate) open_files: usize,
 }
@@ -70,7 +70,7 @@ impl Process {
             cpu: ticks(stat.utime + stat.stime),
             rss: status.vmrss.unwrap_or(0) * 1024,
             peak_rss: status.vmhwm.unwrap_or(0) * 1024,
-            written: process.io()?.write_bytes,
+            written: written(&process)?,
             open_files: process.fd_count()?,
         })
     }
@@ -86,7 +86,9 @@ impl Process {
             sleep(QUIET).await;
             let after = self.usage()?;
             let idle = after.cpu - before.cpu < QUIET / 10;
-            if (idle && after.written - before.written < 64 * 1024) || start.elapsed() > LIMIT {
+            // What is deleted before it is written makes it less.
+            let quiet = after.written.abs_diff(before.written) < 64 * 1024;
+            if (idle && quiet) || start.elapsed() > LIMIT {
                 return Ok(after);
             }
         }
@@ -162,6 +164,16 @@ pub(crate) fn own_cpu() -> Result<Duration> {
 pub(crate) fn tools_cpu() -> Result<Duration> {
     let stat = procfs::process::Process::myself()?.stat()?;
     Ok(ticks(u64::try_from(stat.cutime + stat.cstime)?))
+}
+
+/// Bytes that this process has made the kernel write to the disk so far, as in [`Usage`].
+pub(crate) fn own_written() -> Result<u64> {
+    written(&procfs::process::Process::myself()?)
+}
+
+fn written(process: &procfs::process::Process) -> Result<u64> {
+    let io = process.io()?;
+    Ok(io.write_bytes.saturating_sub(io.cancelled_write_bytes))
 }
 
 fn ticks(count: u64) -> Duration {
