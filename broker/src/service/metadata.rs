@@ -1,6 +1,6 @@
 //! Metadata: what there is and who leads it.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use millrace_proto::v1::{
     Broker as BrokerInfo, GetMetadataRequest, GetMetadataResponse, PartitionMetadata,
@@ -25,8 +25,8 @@ impl MetadataService for Metadata {
         let _timer = self.broker.metrics.start(Method::GetMetadata);
         let mut names = request.into_inner().topics;
         // Each topic once, however often it is named.
-        names.sort_unstable();
-        names.dedup();
+        let mut seen = HashSet::new();
+        names.retain(|name| seen.insert(name.clone()));
         if names.len() > MAX_PARTITIONS_PER_REQUEST {
             let message = format!(
                 "{} topics in one request; {MAX_PARTITIONS_PER_REQUEST} are allowed",

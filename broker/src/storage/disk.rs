@@ -60,7 +60,7 @@ impl DiskSpace {
                 volume.f_blocks.saturating_mul(volume.f_frsize),
                 Ordering::Relaxed,
             );
-            if self.free_bytes() >= self.required_bytes {
+            if self.has_room() {
                 self.write_failed
                     .lock()
                     .take_if(|failed| failed.elapsed() >= PAUSE);
@@ -69,14 +69,19 @@ impl DiskSpace {
         (before, self.state())
     }
 
-    /// A write met a full disk, whatever the last look said.
+    /// Whether the volume has room, whatever writes have met.
+    pub(super) fn has_room(&self) -> bool {
+        self.free_bytes() >= self.required_bytes
+    }
+
+    /// A write failed, in all likelihood for lack of space, whatever the last look said.
     pub(super) fn note_write_failure(&self) {
         *self.write_failed.lock() = Some(Instant::now());
     }
 
     /// Whether writes are accepted.
     pub fn state(&self) -> DiskState {
-        let full = self.write_failed.lock().is_some() || self.free_bytes() < self.required_bytes;
+        let full = self.write_failed.lock().is_some() || !self.has_room();
         if full {
             DiskState::Full
         } else {

@@ -22,7 +22,7 @@ use tracing::{error, info, warn};
 use crate::now_ms;
 
 use super::{
-    DiskSpace, DiskState, Generation, PartitionId, PartitionLog, StorageError, StorageOptions,
+    DiskSpace, Generation, PartitionId, PartitionLog, StorageError, StorageOptions,
     db::Db,
     keys,
     log::Published,
@@ -356,18 +356,20 @@ impl Writer {
     }
 
     fn tick(&mut self) {
-        match (self.tainted, self.disk.state()) {
-            (true, DiskState::Enough) => {
-                let since = *self.failing_since.get_or_insert_with(Instant::now);
-                if since.elapsed() > FAILURE_LIMIT {
-                    // RocksDB does not come back from an I/O error by itself; a start does, or says why not.
-                    error!(
-                        "writes have failed for {FAILURE_LIMIT:?} although the disk has room; the broker stops"
-                    );
-                    std::process::exit(1);
-                }
+        if self.tainted
+            && self.disk.has_room()
+            && self.disk.free_bytes() > 2 * self.options.generation_bytes as u64
+        {
+            let since = *self.failing_since.get_or_insert_with(Instant::now);
+            if since.elapsed() > FAILURE_LIMIT && self.seal().is_err() {
+                // RocksDB does not come back from an I/O error by itself; a start does, or says why not.
+                error!(
+                    "writes have failed for {FAILURE_LIMIT:?} although the disk has room; the broker stops"
+                );
+                std::process::exit(1);
             }
-            _ => self.failing_since = None,
+        } else {
+            self.failing_since = None;
         }
         if self.active.bytes > 0 && self.active.since.elapsed() >= self.options.generation_age {
             self.seal_or_warn();

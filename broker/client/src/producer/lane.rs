@@ -47,6 +47,8 @@ struct Flight {
     order: u64,
     deadline: Option<Instant>,
     batches: Vec<(u64, Arc<Completion>)>,
+    /// Why the try before this one failed.
+    last_error: Option<String>,
 }
 
 /// What to do with a unit that came back.
@@ -127,6 +129,7 @@ impl Lane {
                 .iter()
                 .map(|batch| (batch.id, batch.completion.clone()))
                 .collect(),
+            last_error: unit.last_error.as_ref().map(Error::to_string),
         });
     }
 
@@ -254,9 +257,14 @@ impl Lane {
             .iter_mut()
             .filter(|flight| is_over(flight.deadline))
         {
+            let before = flight.last_error.take();
+            let before = before.map_or_else(String::new, |error| {
+                format!("; the try before failed: {error}")
+            });
             for (id, completion) in flight.batches.drain(..) {
-                let message =
-                    "no answer within delivery_timeout: the record may or may not be in the log";
+                let message = format!(
+                    "no answer within delivery_timeout: the record may or may not be in the log{before}"
+                );
                 let error = Error::new(ErrorKind::TimedOut, message)
                     .at(&completion.topic, completion.partition);
                 completion.complete(Err(error));

@@ -1,0 +1,211 @@
+//! A full disk refuses writes and says so, keeps serving reads, and takes writes again when there is space: all without a
+//! restart. On a volume of its own, hence for root only.
+
+use std::{
+    fs::{self, File},
+    io::{ErrorKind, Write},
+    path::PathBuf,
+    process::Command,
+};
+
+use bytes::Bytes;
+use millrace_e2e::{Api, Broker, SOON, batch, eventually, refusal};
+use serde_json::json;
+use tempfile::TempDir;
+use tonic::Code;
+
+/// A small file system in memory; unmounted when dropped.
+struct Volume(TempDir);
+
+impl Volume {
+    /// `None` if this user may not mount.
+    fn mount(size: &str) -> Option<Volume> {
+        let dir = tempfile::Builder::new()
+            .prefix("millrace-e2e-volume-")
+            .tempdir()
+            .unwrap();
+        let options = format!("size={size}");
+        let mut mount = Command::new("mount");
+        mount
+            .args(["-t", "tmpfs", "-o", &options, "tmpfs"])
+            .arg(dir.path());
+        match mount.output() {
+            Ok(output) if output.status.success() => Some(Volume(dir)),
+            Ok(output) => {
+                eprintln!(
+                    "SKIPPED: a full disk needs a volume of its own: {}",
+                    String::from_utf8_lossy(&output.stderr)
+                );
+                None
+            }
+            Err(error) => {
+                eprintln!("SKIPPED: a full disk needs `mount`: {error}");
+                None
+            }
+        }
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.0.path().join("ballast")
+    }
+
+    /// Fills what is free, up to the last `leave` bytes.
+    fn fill(&self, leave: u64) {
+        let volume = rustix::fs::statvfs(self.0.path()).unwrap();
+        let mut left = (volume.f_bavail * volume.f_frsize).saturating_sub(leave);
+        let mut file = File::create(self.ballast()).unwrap();
+        let chunk = vec![7; 64 << 10];
+        while left > 0 {
+            let length = left.min(chunk.len() as u64) as usize;
+            match file.write(&chunk[..length]) {
+                Ok(written) => left -= written as u64,
+                Err(error) if error.kind() == ErrorKind::StorageFull => break,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+}
+
+impl Drop for Volume {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(self.ballast());
+        let _ = Command::new("umount")
+            .arg("--lazy")
+            .arg(self.0.path())
+            .status();
+    }
+}
+
+fn values(number: i64) -> Bytes {
+    batch([format!("{number} {}", "x".repeat(20_000))], None)
+}
+
+/// Appends until it is refused; returns the next number.
+async fn append_until_refused(api: &mut Api, mut number: i64) -> (i64, tonic::Status) {
+    for _ in 0..20_000 {
+        match api.append("t", 0, vec![values(number)]).await {
+            Ok(appended) => {
+                assert_eq!(
+                    appended.base_offset, number,
+                    "what is acknowledged has the next offset"
+                );
+                number += 1;
+            }
+            Err(status) => return (number, status),
+        }
+    }
+    panic!("400 MB went onto a volume of 64 MiB");
+}
+
+async fn check(api: &mut Api, count: i64) {
+    let records = api.read_all("t", 0, 0).await;
+    assert_eq!(
+        records.len() as i64,
+        count,
+        "what was acknowledged, and nothing else"
+    );
+    for record in records {
+        assert!(
+            record
+                .value
+                .unwrap()
+                .starts_with(format!("{} ", record.offset).as_bytes())
+        );
+    }
+}
+
+async fn fill_and_free(volume: &Volume, reserve: &str, leave: u64) {
+    let mut broker = Broker::setup()
+        .topic("t", json!({ "retention": { "time": "forever" } }))
+        .flag("--write-buffer", "2MiB")
+        .flag("--min-free-disk", reserve)
+        .data(&volume.0.path().join("data"))
+        .start();
+    let mut api = broker.api().await;
+    let mut count = 0;
+    for round in 0..2 {
+        for _ in 0..100 {
+            assert_eq!(
+                api.append("t", 0, vec![values(count)])
+                    .await
+                    .unwrap()
+                    .base_offset,
+                count
+            );
+            count += 1;
+        }
+        volume.fill(leave);
+        let (acknowledged, refused) = append_until_refused(&mut api, count).await;
+        count = acknowledged;
+        let refused = refusal(&refused);
+        assert_eq!(
+            (refused.code, refused.reason.as_str()),
+            (Code::ResourceExhausted, "DISK_FULL"),
+            "{refused:?}"
+        );
+        for detail in ["free_bytes", "required_bytes"] {
+            assert!(
+                refused.detail(detail).parse::<u64>().is_ok(),
+                "{detail} in {refused:?}"
+            );
+        }
+        assert!(
+            refused.message.contains("disk is full"),
+            "{}",
+            refused.message
+        );
+        assert_eq!(broker.metric("millrace_disk_full"), 1.0);
+        assert_eq!(broker.get("/readyz").status, 200, "it still serves reads");
+        check(&mut api, count).await;
+        let still = refusal(&api.append("t", 0, vec![values(count)]).await.unwrap_err());
+        assert_eq!(still.reason, "DISK_FULL");
+
+        fs::remove_file(volume.ballast()).unwrap();
+        let accepted = || async {
+            broker
+                .api()
+                .await
+                .append("t", 0, vec![values(count)])
+                .await
+                .ok()
+        };
+        let appended = eventually(
+            &format!("writes are taken again, round {round}"),
+            SOON,
+            accepted,
+        )
+        .await;
+        assert_eq!(appended.base_offset, count);
+        count += 1;
+        assert_eq!(broker.metric("millrace_disk_full"), 0.0);
+        check(&mut api, count).await;
+    }
+    broker.kill_9();
+    broker.restart();
+    let mut api = broker.api().await;
+    check(&mut api, count).await;
+    assert_eq!(
+        api.append("t", 0, vec![values(count)])
+            .await
+            .unwrap()
+            .base_offset,
+        count
+    );
+    broker.terminate();
+    broker.restart();
+    check(&mut broker.api().await, count + 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_stop_while_less_than_the_reserve_is_free() {
+    if let Some(volume) = Volume::mount("128m") {
+        fill_and_free(&volume, "24MiB", 30 << 20).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_is_full_to_the_last_byte_costs_no_record() {
+    if let Some(volume) = Volume::mount("64m") {
+        fill_and_free(&volume, "0", 1 << 20).await;
+    }
+}

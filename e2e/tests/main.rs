@@ -1,0 +1,16 @@
+//! What a user of Millrace may rely on, checked against the real programs: `millrace-broker` and `millrace`.
+
+// .clippy.toml allows it in tests, but does not know their helper functions here.
+#![allow(clippy::unwrap_used)]
+
+mod abuse;
+mod cli;
+mod crash;
+mod disk_full;
+mod errors;
+mod fetch;
+mod observe;
+mod produce;
+mod python;
+mod retention;
+mod walkthrough;
