@@ -569,6 +569,7 @@ impl Writer {
         };
         let next = Generation(self.generation.0 + 1);
         let mut batch = WriteBatch::default();
+        self.expire_producers(&mut batch);
         for slot in self
             .active
             .partitions
@@ -587,7 +588,6 @@ impl Writer {
             true => self.db.write_meta_durably(batch)?,
             false => self.db.write_meta(batch)?,
         }
-        self.expire_producers()?;
         for id in std::mem::take(&mut self.active.partitions) {
             if let Some(slot) = self.slots.get_mut(&id) {
                 slot.next_generation();
@@ -604,22 +604,16 @@ impl Writer {
     }
 
     /// Of the partitions that were written to; those of idle partitions wait for the next write or start.
-    fn expire_producers(&mut self) -> Result<(), StorageError> {
+    fn expire_producers(&mut self, batch: &mut WriteBatch) {
         let kept_ms =
             i64::try_from(self.options.producer_expiration.as_millis()).unwrap_or(i64::MAX);
         let deadline = now_ms().saturating_sub(kept_ms);
-        let mut batch = WriteBatch::default();
         for id in &self.active.partitions {
             if let Some(slot) = self.slots.get_mut(id) {
                 for producer_id in slot.producers.expire(deadline) {
                     batch.delete(keys::producer(*id, producer_id));
                 }
             }
-        }
-        if batch.is_empty() {
-            Ok(())
-        } else {
-            self.db.write_meta(batch)
         }
     }
 
