@@ -13,7 +13,7 @@ use millrace_proto::{
     },
 };
 use millrace_record::{
-    BatchBuilder, BatchHeader, BatchOptions, DecodeLimits, ProducerState, Record, decode,
+    BatchBuilder, BatchHeader, BatchOptions, DecodeLimits, ProducerState, Record, decode, split,
 };
 use tonic::{
     Code, Status,
@@ -121,8 +121,10 @@ impl Api {
                 !result.batches.is_empty(),
                 "{topic}/{partition}: nothing at {next}, before the high watermark"
             );
-            for batch in &result.batches {
-                for record in decode(batch, &DecodeLimits::default()).expect("the batch is whole") {
+            for batch in result.batches.iter().cloned().flat_map(split) {
+                let batch = batch.expect("the batch is whole");
+                for record in decode(&batch, &DecodeLimits::default()).expect("the batch is whole")
+                {
                     let record = record.expect("the record is whole");
                     if record.offset < offset {
                         continue;
@@ -135,7 +137,7 @@ impl Api {
                     records.push(record);
                 }
                 assert_eq!(
-                    BatchHeader::parse(batch).expect("a header").last_offset() + 1,
+                    BatchHeader::parse(&batch).expect("a header").last_offset() + 1,
                     next
                 );
             }

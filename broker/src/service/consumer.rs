@@ -8,13 +8,13 @@ use millrace_proto::v1::{
     Header, ListOffsetsRequest, ListOffsetsResponse, OffsetQuery, OffsetResult,
     consumer_service_server::ConsumerService, offset_query::Spec,
 };
-use millrace_record::{BatchHeader, DecodeLimits};
+use millrace_record::{BatchError, BatchHeader, DecodeLimits, split};
 use tokio::{sync::Notify, time::Instant};
 use tonic::{Request, Response, Status};
 
 use super::{
     Broker, connection::ConnectionInfo, error::ApiError, memory::ResponseMemory,
-    producer::check_partition_count,
+    producer::check_partition_count, sliced,
 };
 use crate::{
     observe::Method,
@@ -104,9 +104,7 @@ impl ConsumerService for Consumer {
                 !result.batches.is_empty() || !result.records.is_empty() || result.error.is_some()
             });
         }
-        let mut response = Response::new(FetchResponse {
-            results: found.results,
-        });
+        let mut response = sliced::response(found.results);
         memory.attach(&mut response, connection);
         Ok(response)
     }
@@ -339,11 +337,17 @@ fn available(wanted: &[Wanted]) -> Option<bool> {
 
 /// Replaces a result's batches by the records in them, from `offset` on.
 fn plain_records(result: &mut FetchResult, offset: i64, bytes: &mut usize) {
-    for batch in std::mem::take(&mut result.batches) {
+    for batch in std::mem::take(&mut result.batches)
+        .into_iter()
+        .flat_map(split)
+    {
         if *bytes >= MAX_RECORD_BYTES {
             break;
         }
-        if let Err(error) = append_records(&batch, offset, bytes, &mut result.records) {
+        let appended = batch
+            .map_err(unreadable)
+            .and_then(|batch| append_records(&batch, offset, bytes, &mut result.records));
+        if let Err(error) = appended {
             // What was readable goes out; the batch that is not is met again, first, by the next fetch.
             if result.records.is_empty() {
                 result.error = Some(error.into());
@@ -353,18 +357,19 @@ fn plain_records(result: &mut FetchResult, offset: i64, bytes: &mut usize) {
     }
 }
 
+fn unreadable(error: BatchError) -> ApiError {
+    ApiError::new(
+        ErrorReason::InvalidBatch,
+        format!("the batch can't be decoded: {error}; fetch it as a batch, or skip it"),
+    )
+}
+
 fn append_records(
     batch: &Bytes,
     offset: i64,
     bytes: &mut usize,
     records: &mut Vec<v1::Record>,
 ) -> Result<(), ApiError> {
-    let unreadable = |error: millrace_record::BatchError| {
-        ApiError::new(
-            ErrorReason::InvalidBatch,
-            format!("the batch can't be decoded: {error}; fetch it as a batch, or skip it"),
-        )
-    };
     if BatchHeader::parse(batch)
         .map_err(unreadable)?
         .attributes

@@ -6,6 +6,7 @@ mod error;
 mod memory;
 mod metadata;
 mod producer;
+mod sliced;
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -125,6 +126,7 @@ pub async fn serve(
     let memory = ServiceBuilder::new()
         .map_request(move |request| budget.meter(request))
         .map_response(hold_memory)
+        .map_response(sliced::send_pieces)
         .into_inner();
     let stop = broker.stop.clone();
     let server = Server::builder()

@@ -14,7 +14,7 @@ use super::{
 /// Whole batches, in offset order.
 #[derive(Clone, Debug, Default)]
 pub struct ReadBatches {
-    /// The batches.
+    /// Each holds one batch or several, back to back.
     pub batches: Vec<Bytes>,
     /// Their bytes.
     pub bytes: usize,
@@ -23,9 +23,9 @@ pub struct ReadBatches {
 }
 
 impl ReadBatches {
-    pub(super) fn push(&mut self, batch: Bytes) {
-        self.bytes += batch.len();
-        self.batches.push(batch);
+    pub(super) fn push(&mut self, batches: Bytes) {
+        self.bytes += batches.len();
+        self.batches.push(batches);
     }
 }
 
@@ -179,8 +179,7 @@ pub(super) fn read_disk(
 ) -> Result<ReadBatches, StorageError> {
     log.check_offset(offset)?;
     let end = log.high_watermark();
-    let mut sizes = Vec::new();
-    // One allocation for all batches, which then share it.
+    // All batches back to back: they are sent from here.
     let mut buffer = BytesMut::with_capacity(max_bytes.min(1 << 20));
     let mut next = offset;
     let mut more = false;
@@ -192,7 +191,7 @@ pub(super) fn read_disk(
                 go_on = false;
                 return Ok(false);
             }
-            if buffer.len() + batch.len() > max_bytes && !(at_least_one && sizes.is_empty()) {
+            if buffer.len() + batch.len() > max_bytes && !(at_least_one && buffer.is_empty()) {
                 (more, go_on) = (true, false);
                 return Ok(false);
             }
@@ -201,7 +200,6 @@ pub(super) fn read_disk(
                 return Ok(false);
             }
             buffer.extend_from_slice(batch);
-            sizes.push(batch.len());
             next = last_offset + 1;
             Ok(true)
         })?;
@@ -209,7 +207,7 @@ pub(super) fn read_disk(
     })?;
     // Retention may have overtaken the read: then its start is gone, and the reader must be told.
     log.check_offset(offset)?;
-    if let Some(hole) = hole.filter(|_| sizes.is_empty()) {
+    if let Some(hole) = hole.filter(|_| buffer.is_empty()) {
         let what = format!("{}/{}: offset {hole} is missing", log.topic, log.index);
         return Err(StorageError::Corrupt { what });
     }
@@ -217,9 +215,8 @@ pub(super) fn read_disk(
         more,
         ..ReadBatches::default()
     };
-    let mut buffer = buffer.freeze();
-    for size in sizes {
-        read.push(buffer.split_to(size));
+    if !buffer.is_empty() {
+        read.push(buffer.freeze());
     }
     Ok(read)
 }

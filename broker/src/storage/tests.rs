@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use millrace_record::{
-    BatchBuilder, BatchHeader, BatchOptions, ProducerState, TimestampType, decode,
+    BatchBuilder, BatchHeader, BatchOptions, ProducerState, TimestampType, decode, split,
 };
 
 use super::*;
@@ -67,7 +67,8 @@ fn read_all(
             None => store.read_disk(log, next, max_bytes, true).unwrap(),
         };
         assert!(!read.batches.is_empty(), "no progress at {next}");
-        for batch in read.batches {
+        for batch in read.batches.into_iter().flat_map(split) {
+            let batch = batch.unwrap();
             for record in decode(&batch, &Default::default()).unwrap() {
                 let record = record.unwrap();
                 if record.offset >= next {
