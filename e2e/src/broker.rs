@@ -9,7 +9,7 @@ use std::{
 };
 
 use millrace_client::Client;
-use rustix::process::Signal;
+use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -26,6 +26,7 @@ pub struct BrokerSetup {
     data: PathBuf,
     topics: PathBuf,
     flags: Vec<String>,
+    survives_file_size_limit: bool,
     listen: String,
     metrics_listen: String,
 }
@@ -60,6 +61,7 @@ impl Default for BrokerSetup {
             topics,
             dir,
             flags,
+            survives_file_size_limit: false,
             listen,
             metrics_listen,
         }
@@ -78,6 +80,12 @@ impl BrokerSetup {
         self.flags
             .retain(|flag| flag.split('=').next() != Some(name));
         self.flags.push(format!("{name}={value}"));
+        self
+    }
+
+    /// Lets writes beyond [`Broker::limit_file_size`] fail, where the signal that comes with them would end the process.
+    pub fn survives_file_size_limit(mut self) -> Self {
+        self.survives_file_size_limit = true;
         self
     }
 
@@ -126,7 +134,17 @@ impl BrokerSetup {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(program("millrace-broker"));
+        let program = program("millrace-broker");
+        let mut command = if self.survives_file_size_limit {
+            // What a shell ignores is still ignored by the program that replaces it.
+            let mut shell = Command::new("sh");
+            shell
+                .args(["-c", r#"trap '' XFSZ; exec "$0" "$@""#])
+                .arg(program);
+            shell
+        } else {
+            Command::new(program)
+        };
         command
             .arg("--data")
             .arg(&self.data)
@@ -214,6 +232,16 @@ impl Broker {
     /// `host:port` of the gRPC listener.
     pub fn address(&self) -> &str {
         &self.setup.listen
+    }
+
+    /// Makes every write fail that would let a file grow beyond so many bytes; `None`: no longer.
+    pub fn limit_file_size(&self, bytes: Option<u64>) {
+        let limit = Rlimit {
+            current: bytes,
+            maximum: None,
+        };
+        let pid = Pid::from_raw(self.running().id());
+        prlimit(pid, Resource::Fsize, limit).expect("a process of one's own can be limited");
     }
 
     /// What it has logged since it was started.

@@ -1,5 +1,5 @@
 //! A full disk refuses writes and says so, keeps serving reads, and takes writes again when there is space: all without a
-//! restart. On a volume of its own, hence for root only.
+//! restart. On a volume of its own, hence for root only. A disk that fails otherwise is told apart.
 
 use std::{
     fs::{self, File},
@@ -208,4 +208,37 @@ async fn a_disk_that_is_full_to_the_last_byte_costs_no_record() {
     if let Some(volume) = Volume::mount("64m") {
         fill_and_free(&volume, "0", 1 << 20).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_fails_is_not_called_full() {
+    let mut broker = Broker::setup()
+        .topic("t", json!({}))
+        .survives_file_size_limit()
+        .start();
+    let mut api = broker.api().await;
+    for number in 0..10 {
+        api.append("t", 0, vec![values(number)]).await.unwrap();
+    }
+    broker.limit_file_size(Some(0));
+    // While it pauses, too.
+    for _ in 0..2 {
+        let refused = refusal(&api.append("t", 0, vec![values(10)]).await.unwrap_err());
+        assert_eq!(
+            (refused.code, refused.reason.as_str()),
+            (Code::Internal, "STORAGE"),
+            "{refused:?}"
+        );
+        assert!(refused.message.contains("File too large"), "{refused:?}");
+    }
+    assert_eq!(broker.metric("millrace_disk_full"), 0.0);
+    assert_eq!(broker.get("/readyz").status, 200, "it still serves reads");
+    check(&mut api, 10).await;
+    broker.limit_file_size(None);
+    broker.kill_9();
+    broker.restart();
+    let mut api = broker.api().await;
+    check(&mut api, 10).await;
+    let appended = api.append("t", 0, vec![values(10)]).await.unwrap();
+    assert_eq!(appended.base_offset, 10);
 }

@@ -60,7 +60,7 @@ async fn scrape(State(observed): State<Observed>) -> impl IntoResponse {
     }
 }
 
-/// A broker with a full disk stays ready: it serves reads, and no other broker could take its writes.
+/// A broker that can't write stays ready: it serves reads, and no other broker could take its writes.
 async fn ready(State(observed): State<Observed>) -> impl IntoResponse {
     if observed.stop.is_cancelled() {
         return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n");
@@ -70,6 +70,10 @@ async fn ready(State(observed): State<Observed>) -> impl IntoResponse {
         DiskState::Full => (
             StatusCode::OK,
             "ready, but the disk is full: writes are refused\n",
+        ),
+        DiskState::Failing => (
+            StatusCode::OK,
+            "ready, but a write has failed: see the broker's log\n",
         ),
     }
 }

@@ -1,4 +1,5 @@
-//! Free space on the store's volume. Writes stop while it is scarce, so that the store keeps room for its own housekeeping.
+//! Free space on the store's volume, and whether writes to it work. Writes stop while space is scarce, so that the store keeps room
+//! for its own housekeeping, and for a moment after one has failed.
 
 use std::{
     path::{Path, PathBuf},
@@ -21,8 +22,15 @@ pub struct DiskSpace {
     required_bytes: u64,
     free_bytes: AtomicU64,
     total_bytes: AtomicU64,
-    /// When a write met a full disk; forgotten once it is a while ago and space is enough.
-    write_failed: Mutex<Option<Instant>>,
+    /// Forgotten once it is a while ago and space is enough.
+    failed_write: Mutex<Option<FailedWrite>>,
+}
+
+#[derive(Debug)]
+struct FailedWrite {
+    at: Instant,
+    /// `None`: there was no space.
+    cause: Option<StorageError>,
 }
 
 /// Whether writes are accepted.
@@ -32,6 +40,8 @@ pub enum DiskState {
     Enough,
     /// There is not; reads go on.
     Full,
+    /// A write has just failed for another reason; reads go on.
+    Failing,
 }
 
 impl DiskSpace {
@@ -41,7 +51,7 @@ impl DiskSpace {
             required_bytes,
             free_bytes: AtomicU64::new(u64::MAX),
             total_bytes: AtomicU64::new(0),
-            write_failed: Mutex::new(None),
+            failed_write: Mutex::new(None),
         };
         disk.look();
         disk
@@ -61,9 +71,9 @@ impl DiskSpace {
                 Ordering::Relaxed,
             );
             if self.has_room() {
-                self.write_failed
+                self.failed_write
                     .lock()
-                    .take_if(|failed| failed.elapsed() >= PAUSE);
+                    .take_if(|failed| failed.at.elapsed() >= PAUSE);
             }
         }
         (before, self.state())
@@ -74,29 +84,54 @@ impl DiskSpace {
         self.free_bytes() >= self.required_bytes
     }
 
-    /// A write failed, in all likelihood for lack of space, whatever the last look said.
-    pub(super) fn note_write_failure(&self) {
-        *self.write_failed.lock() = Some(Instant::now());
+    /// Refuses writes for a moment, since one has failed. Returns what to tell those who wrote.
+    pub(super) fn note_write_failure(&self, error: &StorageError) -> StorageError {
+        let cause = self.cause(error);
+        let other = (!matches!(cause, StorageError::DiskFull { .. })).then(|| cause.clone());
+        *self.failed_write.lock() = Some(FailedWrite {
+            at: Instant::now(),
+            cause: other,
+        });
+        cause
+    }
+
+    /// What a failed write is to be called: a full disk if the error or the volume says so, else the error itself.
+    pub(super) fn cause(&self, error: &StorageError) -> StorageError {
+        self.look();
+        if error.is_lack_of_space() || !self.has_room() {
+            self.full()
+        } else {
+            error.clone()
+        }
+    }
+
+    fn full(&self) -> StorageError {
+        StorageError::DiskFull {
+            free_bytes: self.free_bytes(),
+            required_bytes: self.required_bytes,
+        }
     }
 
     /// Whether writes are accepted.
     pub fn state(&self) -> DiskState {
-        let full = self.write_failed.lock().is_some() || !self.has_room();
-        if full {
-            DiskState::Full
-        } else {
-            DiskState::Enough
+        match self.check() {
+            Ok(()) => DiskState::Enough,
+            Err(StorageError::DiskFull { .. }) => DiskState::Full,
+            Err(_) => DiskState::Failing,
         }
     }
 
     /// An error while writes are refused.
     pub fn check(&self) -> Result<(), StorageError> {
-        match self.state() {
-            DiskState::Enough => Ok(()),
-            DiskState::Full => Err(StorageError::DiskFull {
-                free_bytes: self.free_bytes(),
-                required_bytes: self.required_bytes,
-            }),
+        if !self.has_room() {
+            return Err(self.full());
+        }
+        match &*self.failed_write.lock() {
+            None => Ok(()),
+            Some(FailedWrite { cause: None, .. }) => Err(self.full()),
+            Some(FailedWrite {
+                cause: Some(error), ..
+            }) => Err(error.clone()),
         }
     }
 
@@ -108,5 +143,53 @@ impl DiskSpace {
     /// Bytes of the volume.
     pub fn total_bytes(&self) -> u64 {
         self.total_bytes.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rocks(text: &str) -> StorageError {
+        StorageError::Rocks(text.to_owned())
+    }
+
+    #[test]
+    fn a_failed_write_is_called_a_full_disk_only_if_space_is_lacking() {
+        let dir = tempfile::tempdir().unwrap();
+        let full = "IO error: No space left on device: While appending to file: 000004.log";
+        let quota = "IO error: While appending to file: 000004.log: Disk quota exceeded";
+        let broken = "IO error: While appending to file: 000004.log: Input/output error";
+        for (required, text, state) in [
+            (0, full, DiskState::Full),
+            (0, quota, DiskState::Full),
+            (0, broken, DiskState::Failing),
+            (u64::MAX, broken, DiskState::Full),
+        ] {
+            let disk = DiskSpace::new(dir.path(), required);
+            let told = disk.note_write_failure(&rocks(text));
+            assert_eq!(disk.state(), state, "{text}");
+            assert_eq!(told.to_string(), disk.check().unwrap_err().to_string());
+            let words = match state {
+                DiskState::Failing => broken,
+                _ => "the disk is full",
+            };
+            assert!(told.to_string().contains(words), "{told}");
+        }
+    }
+
+    #[test]
+    fn writes_are_tried_again_after_a_pause() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = DiskSpace::new(dir.path(), 0);
+        disk.note_write_failure(&rocks("IO error: Input/output error"));
+        assert_eq!(disk.look(), (DiskState::Failing, DiskState::Failing));
+        let failed = disk.failed_write.lock().take();
+        *disk.failed_write.lock() = failed.map(|failed| FailedWrite {
+            at: failed.at.checked_sub(PAUSE).unwrap(),
+            ..failed
+        });
+        assert_eq!(disk.look(), (DiskState::Failing, DiskState::Enough));
+        assert!(disk.check().is_ok());
     }
 }

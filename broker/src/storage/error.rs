@@ -82,6 +82,14 @@ pub enum StorageError {
     Closed,
 }
 
+impl StorageError {
+    /// Whether the operating system refused a write for lack of space or quota. RocksDB passes on the system's words, not its code.
+    pub(super) fn is_lack_of_space(&self) -> bool {
+        const WORDS: [&str; 2] = ["No space left on device", "Disk quota exceeded"];
+        matches!(self, StorageError::Rocks(text) if WORDS.iter().any(|words| text.contains(words)))
+    }
+}
+
 impl From<rocksdb::Error> for StorageError {
     fn from(error: rocksdb::Error) -> Self {
         StorageError::Rocks(error.into_string())

@@ -452,6 +452,9 @@ impl Store {
             (DiskState::Full, DiskState::Enough) => {
                 info!(free, "the disk has room again: writes are accepted");
             }
+            (DiskState::Failing, DiskState::Enough) => {
+                info!("writes are accepted again after one has failed");
+            }
             _ => {}
         }
     }

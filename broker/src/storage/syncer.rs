@@ -87,10 +87,10 @@ fn run(db: &Db, disk: &DiskSpace, waiting: &Receiver<Completion>) {
                 // What the kernel could not write it may have dropped: a second fsync that succeeds would prove nothing.
                 // Only a restart, which reads what is on the disk, can tell what is durable.
                 error!(error = %failure, "fsync failed; the broker stops, since it can't tell what is on the disk");
-                disk.note_write_failure();
+                let cause = disk.cause(&failure);
                 group
                     .into_iter()
-                    .for_each(|completion| completion.fail(&failure));
+                    .for_each(|completion| completion.fail(&cause));
                 std::process::exit(1);
             }
         }

@@ -397,13 +397,10 @@ impl Writer {
 
     fn append_group(&mut self, group: &mut Vec<Append>) {
         let now_ms = now_ms();
-        if self.tainted && self.seal().is_err() {
-            let error = self
-                .disk
-                .check()
-                .err()
-                .unwrap_or(StorageError::Rocks("the last write failed".into()));
-            return refuse(group, &error);
+        if self.tainted
+            && let Err(error) = self.seal()
+        {
+            return refuse(group, &self.disk.cause(&error));
         }
         let size: usize = group
             .iter()
@@ -423,9 +420,10 @@ impl Writer {
         if !batch.is_empty()
             && let Err(error) = self.db.write_log(batch)
         {
-            self.undo(&touched, &error);
-            let error = self.disk.check().err().unwrap_or(error);
-            return refuse(group, &error);
+            self.undo(&touched);
+            let cause = self.disk.note_write_failure(&error);
+            error!(%error, "a write failed; it is not acknowledged");
+            return refuse(group, &cause);
         }
         let mut advanced = Vec::with_capacity(touched.len());
         for id in touched {
@@ -540,10 +538,8 @@ impl Writer {
         })
     }
 
-    fn undo(&mut self, touched: &[PartitionId], error: &StorageError) {
-        error!(%error, "a write failed; it is not acknowledged");
+    fn undo(&mut self, touched: &[PartitionId]) {
         self.tainted = true;
-        self.disk.note_write_failure();
         for id in touched {
             if let Some(slot) = self.slots.get_mut(id) {
                 slot.undo();
