@@ -133,6 +133,7 @@ fn log_config(topic: &TopicConfig) -> LogConfig {
             millrace_crds::TimestampType::CreateTime => TimestampType::CreateTime,
             millrace_crds::TimestampType::LogAppendTime => TimestampType::LogAppendTime,
         },
+        timestamp_after_max: topic.timestamp_after_max,
         retention: Retention {
             time: topic.retention_time,
             bytes: topic.retention_bytes,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use regex_lite::Regex;
 use thiserror::Error;
 
-use crate::quantity::{ByteQuantity, parse_retention_time};
+use crate::quantity::{ByteQuantity, parse_retention_time, parse_time};
 use crate::topic::{TimestampType, Topic};
 
 /// The most partitions of one topic.
@@ -39,6 +39,8 @@ pub struct TopicConfig {
     pub max_message_bytes: u32,
     /// Whose clock timestamps are from.
     pub timestamp_type: TimestampType,
+    /// How far ahead of the broker's clock a producer's timestamps may be.
+    pub timestamp_after_max: Duration,
 }
 
 /// Why a `Topic` is not legal.
@@ -97,6 +99,16 @@ pub enum TopicError {
         /// What it holds.
         value: String,
     },
+    /// Not a time either, where there is no for ever.
+    #[error(
+        "{field}: {value:?} is not a time: write a number with ms, s, m, h, d or w, such as \"1h\" or \"1d 12h\""
+    )]
+    Time {
+        /// The field's path.
+        field: &'static str,
+        /// What it holds.
+        value: String,
+    },
     /// Not an amount of bytes.
     #[error(
         "{field}: \"{value}\" is not a size: write a number of bytes or a size such as \"10GiB\""
@@ -150,6 +162,7 @@ impl TryFrom<&Topic> for TopicConfig {
             retention_bytes,
             max_message_bytes: max_message_bytes(&spec.max_message_bytes)?,
             timestamp_type: spec.timestamp_type,
+            timestamp_after_max: time("spec.timestampAfterMax", &spec.timestamp_after_max)?,
         })
     }
 }
@@ -222,6 +235,13 @@ fn size(field: &'static str, quantity: &ByteQuantity) -> Result<u64, TopicError>
     })
 }
 
+fn time(field: &'static str, text: &str) -> Result<Duration, TopicError> {
+    parse_time(text).ok_or_else(|| TopicError::Time {
+        field,
+        value: text.to_owned(),
+    })
+}
+
 fn max_message_bytes(quantity: &ByteQuantity) -> Result<u32, TopicError> {
     const FIELD: &str = "spec.maxMessageBytes";
     u32::try_from(size(FIELD, quantity)?)
@@ -261,6 +281,7 @@ mod tests {
                 retention_bytes: None,
                 max_message_bytes: 1 << 20,
                 timestamp_type: TimestampType::CreateTime,
+                timestamp_after_max: Duration::from_secs(3600),
             })
         );
     }
@@ -276,6 +297,7 @@ mod tests {
             s.retention.bytes = Some(ByteQuantity::Text("10GiB".into()));
             s.max_message_bytes = ByteQuantity::Number(2048);
             s.timestamp_type = TimestampType::LogAppendTime;
+            s.timestamp_after_max = "1d 12h".into();
         });
         assert_eq!(
             config,
@@ -288,6 +310,7 @@ mod tests {
                 retention_bytes: Some(10 << 30),
                 max_message_bytes: 2048,
                 timestamp_type: TimestampType::LogAppendTime,
+                timestamp_after_max: Duration::from_secs(36 * 3600),
             })
         );
     }
@@ -295,7 +318,7 @@ mod tests {
     #[test]
     fn what_is_not_legal_is_refused_and_named() {
         type Change = fn(&mut TopicSpec);
-        let cases: [(&str, Change, &str); 19] = [
+        let cases: [(&str, Change, &str); 20] = [
             ("", |_| (), "metadata.name is missing"),
             ("Orders", |_| (), "metadata.name \"Orders\""),
             ("my_orders", |_| (), "spec.topicName"),
@@ -335,6 +358,11 @@ mod tests {
                 "a",
                 |s| s.retention.time = "7 days".into(),
                 "spec.retention.time: \"7 days\"",
+            ),
+            (
+                "a",
+                |s| s.timestamp_after_max = "forever".into(),
+                "spec.timestampAfterMax: \"forever\"",
             ),
             (
                 "a",

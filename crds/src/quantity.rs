@@ -18,13 +18,15 @@ use serde::{Deserialize, Deserializer, Serialize};
 /// `512`, `10GiB`, `1.5 GB`, and Kubernetes' own `10Gi`, `500M`, `64k`.
 pub(crate) const BYTES_PATTERN: &str = r"^[0-9]+(\.[0-9]+)? ?([kKMGTP]i?B?|B)?$";
 
-/// `7d`, `12h`, `1d 12h`, `90m`, or `forever`.
+/// `7d`, `12h`, `1d 12h`, `90m`.
+pub(crate) const TIME_PATTERN: &str = r"^[0-9]+(ms|s|m|h|d|w)( ?[0-9]+(ms|s|m|h|d|w))*$";
+
+/// The same, or `forever`.
 pub(crate) const RETENTION_TIME_PATTERN: &str =
     r"^(forever|[0-9]+(ms|s|m|h|d|w)( ?[0-9]+(ms|s|m|h|d|w))*)$";
 
 static BYTES: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(BYTES_PATTERN).ok());
-static RETENTION_TIME: LazyLock<Option<Regex>> =
-    LazyLock::new(|| Regex::new(RETENTION_TIME_PATTERN).ok());
+static TIME: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(TIME_PATTERN).ok());
 
 /// An amount of bytes: a number, or text with a unit (`10GiB`, `500MB`, `10Gi`).
 ///
@@ -115,16 +117,20 @@ impl JsonSchema for ByteQuantity {
 /// Parses a retention time. `Ok(None)` means forever; `None` means that it is not a legal time.
 #[allow(clippy::option_option)]
 pub fn parse_retention_time(text: &str) -> Option<Option<Duration>> {
-    if !matches(&RETENTION_TIME, text) {
-        return None;
+    match text {
+        "forever" => Some(None),
+        time => parse_time(time).map(Some),
     }
-    if text == "forever" {
-        return Some(None);
+}
+
+/// Parses a time. `None` means that it is not a legal one.
+pub(crate) fn parse_time(text: &str) -> Option<Duration> {
+    if !matches(&TIME, text) {
+        return None;
     }
     humantime::parse_duration(text)
         .ok()
         .filter(|time| !time.is_zero())
-        .map(Some)
 }
 
 fn matches(pattern: &Option<Regex>, text: &str) -> bool {

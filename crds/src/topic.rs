@@ -8,11 +8,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::config::MAX_PARTITIONS;
-use crate::quantity::{ByteQuantity, RETENTION_TIME_PATTERN};
+use crate::quantity::{ByteQuantity, RETENTION_TIME_PATTERN, TIME_PATTERN};
 
 /// Kafka's default for `log.retention.hours`, 168.
 pub(crate) const DEFAULT_RETENTION_TIME: &str = "7d";
 pub(crate) const DEFAULT_MAX_MESSAGE_BYTES: &str = "1MiB";
+/// Kafka's default for `log.message.timestamp.after.max.ms` since version 4 (KIP-1030).
+pub(crate) const DEFAULT_TIMESTAMP_AFTER_MAX: &str = "1h";
 
 /// What a topic should be: how many partitions and replicas it has, and how long it keeps records.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -87,6 +89,12 @@ pub struct TopicSpec {
     /// Whether records carry the producer's time (`CreateTime`) or the broker's at arrival (`LogAppendTime`).
     #[serde(default)]
     pub timestamp_type: TimestampType,
+
+    /// With `CreateTime`: how far ahead of the broker's clock records may be stamped, such as `1h`; later ones are refused, since they
+    /// would keep all that is before them from being deleted by age. Units: `ms s m h d w`.
+    #[serde(default = "default_timestamp_after_max")]
+    #[schemars(regex(pattern = TIME_PATTERN))]
+    pub timestamp_after_max: String,
 }
 
 impl Default for TopicSpec {
@@ -100,6 +108,7 @@ impl Default for TopicSpec {
             retention: Retention::default(),
             max_message_bytes: default_max_message_bytes(),
             timestamp_type: TimestampType::default(),
+            timestamp_after_max: default_timestamp_after_max(),
         }
     }
 }
@@ -162,6 +171,10 @@ fn default_retention_time() -> String {
 
 fn default_max_message_bytes() -> ByteQuantity {
     ByteQuantity::Text(DEFAULT_MAX_MESSAGE_BYTES.to_owned())
+}
+
+fn default_timestamp_after_max() -> String {
+    DEFAULT_TIMESTAMP_AFTER_MAX.to_owned()
 }
 
 /// The schema of every int-or-string field says `nullable`, so the API server lets a null through.

@@ -1,10 +1,13 @@
 //! Retention: by size and by time, giving disk space back, and leaving alone what stays.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use millrace_client::{ErrorKind, Record};
 use millrace_e2e::{Api, Broker, BrokerSetup, Refusal, SOON, batch, eventually, refusal};
+use millrace_record::{BatchBuilder, BatchOptions};
 use serde_json::json;
+use tonic::Code;
 
 const MIB: u64 = 1 << 20;
 /// Records of 10,000 bytes; the value begins with its offset.
@@ -109,6 +112,45 @@ async fn retention_by_time_removes_what_is_old_and_only_that() {
     eventually("20 MB of disk come back", SOON, space_back).await;
     fill(&mut api, "t", 0, 10).await;
     check_rest(&mut api, "t", 0, 2_010).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_from_the_future_is_refused_and_does_not_hold_up_retention() {
+    let broker = small(Broker::setup())
+        .topic("t", json!({ "retention": { "time": "2s" } }))
+        .topic("wide", json!({ "timestampAfterMax": "10000w" }))
+        .topic("stamped", json!({ "timestampType": "LogAppendTime" }))
+        .start();
+    let mut api = broker.api().await;
+    fill(&mut api, "t", 0, 10).await;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let future = now.as_millis() as i64 + 100 * 365 * 24 * 3_600_000;
+    let mut builder = BatchBuilder::new(BatchOptions::default());
+    builder.append(future, None, Some(b"from the future"), &[]);
+    let batch = builder.build().unwrap();
+    let refused = api.append("t", 0, vec![batch.clone()]).await.unwrap_err();
+    let refused = refusal(&refused);
+    assert_eq!(
+        (refused.code, refused.reason.as_str()),
+        (Code::InvalidArgument, "INVALID_TIMESTAMP"),
+        "{refused:?}"
+    );
+    let max: i64 = refused.detail("max_timestamp_ms").parse().unwrap();
+    assert!(max < future && refused.detail("timestamp_ms") == future.to_string());
+    // The client library says the same, and does not send it again.
+    let client = broker.client().await;
+    let producer = client.producer().build().await.unwrap();
+    let record = Record::to("t")
+        .value("from the future")
+        .timestamp_ms(future);
+    let error = producer.send(record).await.unwrap().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidTimestamp, "{error}");
+    for accepting in ["wide", "stamped"] {
+        api.append(accepting, 0, vec![batch.clone()]).await.unwrap();
+    }
+    let all_gone =
+        || async { (broker.api().await.offsets("t", 0).await == (10, 10)).then_some(()) };
+    eventually("all is older than 2 s and goes", SOON, all_gone).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

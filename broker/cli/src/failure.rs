@@ -112,6 +112,9 @@ fn next_step(kind: ErrorKind) -> Option<&'static str> {
         ErrorKind::RecordTooLarge => {
             "raise maxMessageBytes in the Topic's spec, or send smaller records"
         }
+        ErrorKind::InvalidTimestamp => {
+            "correct the clock that stamped the record, or raise timestampAfterMax in the Topic's spec"
+        }
         ErrorKind::CorruptBatch => {
             "the batch was damaged on disk or on the way: look at the broker's log"
         }

@@ -27,6 +27,8 @@ pub enum ErrorKind {
     InvalidBatch,
     /// A record batch's checksum does not match its bytes.
     CorruptBatch,
+    /// A record is stamped further ahead of the broker's clock than its topic allows.
+    InvalidTimestamp,
     /// The request or the configuration contradicts itself or exceeds a limit.
     InvalidRequest,
     /// The batch's sequence does not follow the last one appended for this producer.
@@ -236,6 +238,7 @@ impl Error {
             Reason::RecordTooLarge => ErrorKind::RecordTooLarge,
             Reason::InvalidBatch => ErrorKind::InvalidBatch,
             Reason::CorruptBatch => ErrorKind::CorruptBatch,
+            Reason::InvalidTimestamp => ErrorKind::InvalidTimestamp,
             Reason::InvalidRequest => ErrorKind::InvalidRequest,
             Reason::OutOfOrderSequence => ErrorKind::OutOfOrderSequence,
             Reason::DuplicateSequence => ErrorKind::DuplicateSequence,
@@ -385,7 +388,7 @@ mod tests {
     #[test]
     fn every_reason_of_the_protocol_has_a_kind_of_its_own() {
         let mut kinds = std::collections::HashSet::new();
-        for number in 1..=16 {
+        for number in 1..=17 {
             let reason = v1::ErrorReason::try_from(number).unwrap();
             let error = v1::Error {
                 reason: number,
@@ -401,7 +404,7 @@ mod tests {
             assert!(error.to_string().starts_with("ERROR_REASON_"));
         }
         assert!(
-            v1::ErrorReason::try_from(17).is_err(),
+            v1::ErrorReason::try_from(18).is_err(),
             "a new reason: map it and extend this test"
         );
     }

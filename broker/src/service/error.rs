@@ -82,6 +82,12 @@ impl ApiError {
             StorageError::TooLarge { size, max } => of(ErrorReason::RecordTooLarge)
                 .with("size_bytes", size)
                 .with("max_bytes", max),
+            StorageError::Timestamp {
+                timestamp_ms,
+                max_timestamp_ms,
+            } => of(ErrorReason::InvalidTimestamp)
+                .with("timestamp_ms", timestamp_ms)
+                .with("max_timestamp_ms", max_timestamp_ms),
             StorageError::Batch(BatchError::CorruptCrc { expected, actual }) => {
                 of(ErrorReason::CorruptBatch)
                     .with("expected_crc", expected)
@@ -131,6 +137,7 @@ impl ApiError {
             ErrorReason::RecordTooLarge
             | ErrorReason::InvalidBatch
             | ErrorReason::CorruptBatch
+            | ErrorReason::InvalidTimestamp
             | ErrorReason::InvalidRequest => Code::InvalidArgument,
             ErrorReason::NotLeader | ErrorReason::OutOfOrderSequence => Code::FailedPrecondition,
             ErrorReason::DuplicateSequence => Code::AlreadyExists,

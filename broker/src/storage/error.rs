@@ -71,6 +71,16 @@ pub enum StorageError {
         /// Bytes allowed.
         max: usize,
     },
+    /// The batch is stamped further ahead than the topic allows.
+    #[error(
+        "the batch holds a record stamped {timestamp_ms}, the topic allows up to {max_timestamp_ms} now (milliseconds since 1970); correct the producer's clock, raise the topic's timestampAfterMax, or let the broker stamp records (timestampType: LogAppendTime)"
+    )]
+    Timestamp {
+        /// The batch's greatest timestamp.
+        timestamp_ms: i64,
+        /// The greatest that is accepted now.
+        max_timestamp_ms: i64,
+    },
     /// A producer sent a control batch.
     #[error("control batches are written by brokers only; clear the control bit")]
     Control,

@@ -26,8 +26,25 @@ pub struct LogConfig {
     /// Who stamps records.
     #[serde(with = "StoredTimestampType")]
     pub timestamp_type: TimestampType,
+    /// How far ahead of this broker's clock a producer's timestamps may be (KIP-937). Without a limit one record from the
+    /// future would keep its run, and all that follow, from retention by time.
+    #[serde(default = "default_timestamp_after_max")]
+    pub timestamp_after_max: Duration,
     /// How long and how much is kept.
     pub retention: Retention,
+}
+
+/// For configurations stored before there was a limit. Kafka's default.
+fn default_timestamp_after_max() -> Duration {
+    Duration::from_secs(3600)
+}
+
+impl LogConfig {
+    /// The greatest timestamp that a batch may hold now; `None` if producers' timestamps don't count.
+    pub(super) fn max_timestamp_ms(&self, now_ms: i64) -> Option<i64> {
+        let ahead_ms = i64::try_from(self.timestamp_after_max.as_millis()).unwrap_or(i64::MAX);
+        (self.timestamp_type == TimestampType::CreateTime).then(|| now_ms.saturating_add(ahead_ms))
+    }
 }
 
 /// How much of a log is kept. What exceeds a limit goes in whole runs, oldest first.
@@ -300,4 +317,18 @@ pub(super) struct Published {
     pub base_offset: i64,
     pub last_offset: i64,
     pub bytes: Bytes,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_that_was_stored_before_there_was_a_limit_to_timestamps_is_read() {
+        let stored = r#"{"max_message_bytes":1048576,"timestamp_type":"CreateTime","retention":{"time":{"secs":604800,"nanos":0},"bytes":null}}"#;
+        let config: LogConfig = serde_json::from_str(stored).unwrap();
+        assert_eq!(config.timestamp_after_max, Duration::from_secs(3600));
+        let again = serde_json::to_string(&config).unwrap();
+        assert_eq!(serde_json::from_str::<LogConfig>(&again).unwrap(), config);
+    }
 }

@@ -12,6 +12,7 @@ use super::*;
 const CONFIG: LogConfig = LogConfig {
     max_message_bytes: 1 << 20,
     timestamp_type: TimestampType::CreateTime,
+    timestamp_after_max: Duration::from_secs(3600),
     retention: Retention {
         time: None,
         bytes: None,
@@ -474,6 +475,38 @@ async fn log_append_time_stamps_records_with_the_brokers_clock() {
         .unwrap()
         .unwrap();
     assert_eq!(record.timestamp_ms, stamp);
+    store.close();
+}
+
+#[tokio::test]
+async fn a_timestamp_far_ahead_is_refused_unless_the_broker_stamps_records() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = open(dir.path());
+    let topic = store.ensure_topic("t", 1, CONFIG).unwrap();
+    let log = &topic.partitions[0];
+    let hours_ahead =
+        |hours: i64| batch(&["a"], crate::now_ms() + hours * 3_600_000 - 60_000, None);
+    append(&store, log, vec![hours_ahead(1)]).await.unwrap();
+    // All or none, as with every refused batch.
+    let two = vec![hours_ahead(0), hours_ahead(2)];
+    assert!(matches!(
+        append(&store, log, two).await,
+        Err(StorageError::Timestamp { timestamp_ms, max_timestamp_ms }) if timestamp_ms > max_timestamp_ms
+    ));
+    for change in [
+        LogConfig {
+            timestamp_after_max: Duration::from_secs(3 * 3600),
+            ..CONFIG
+        },
+        LogConfig {
+            timestamp_type: TimestampType::LogAppendTime,
+            ..CONFIG
+        },
+    ] {
+        store.ensure_topic("t", 1, change).unwrap();
+        append(&store, log, vec![hours_ahead(2)]).await.unwrap();
+    }
+    assert_eq!(log.log_end(), 3);
     store.close();
 }
 

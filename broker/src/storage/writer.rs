@@ -68,9 +68,11 @@ pub struct Appended {
 }
 
 impl PartitionAppend {
-    /// Checks batches as they came from a producer: whole, not larger than the topic allows, checksum right.
+    /// Checks batches as they came from a producer: whole, not larger and not stamped later than the topic allows, checksum right.
     pub fn new(log: Arc<PartitionLog>, batches: Vec<Bytes>) -> Result<Self, StorageError> {
-        let max = log.config().max_message_bytes;
+        let config = log.config();
+        let max = config.max_message_bytes;
+        let max_timestamp_ms = config.max_timestamp_ms(now_ms()).unwrap_or(i64::MAX);
         let check = |batch: Bytes| {
             if batch.len() > max {
                 return Err(StorageError::TooLarge {
@@ -81,6 +83,12 @@ impl PartitionAppend {
             let header = millrace_record::validate(&batch)?;
             if header.attributes.is_control() {
                 return Err(StorageError::Control);
+            }
+            if header.max_timestamp > max_timestamp_ms {
+                return Err(StorageError::Timestamp {
+                    timestamp_ms: header.max_timestamp,
+                    max_timestamp_ms,
+                });
             }
             Ok((header, batch))
         };

@@ -58,6 +58,10 @@ pub(crate) struct Create {
     #[arg(long, value_enum, value_name = "WHOSE")]
     timestamp_type: Option<TimestampTypeOption>,
 
+    /// How far ahead of the broker's clock records may be stamped: 1h
+    #[arg(long, value_name = "TIME")]
+    timestamp_after_max: Option<String>,
+
     /// The Cluster that holds the topic
     #[arg(long, value_name = "NAME")]
     cluster: Option<String>,
@@ -158,6 +162,8 @@ impl Create {
             TimestampTypeOption::LogAppendTime => "LogAppendTime",
         });
         set("timestampType", timestamp_type.map(Value::from));
+        let after_max = self.timestamp_after_max.as_deref();
+        set("timestampAfterMax", after_max.map(Value::from));
 
         let mut metadata = Map::new();
         metadata.insert("name".to_owned(), json!(object_name));
@@ -232,7 +238,7 @@ mod tests {
         );
         let yaml = create(
             "My_Orders --partitions 6 --retention-time 30d --retention-bytes 10GiB --max-message-bytes 2048 \
-             --timestamp-type LogAppendTime --cluster main -n shop",
+             --timestamp-type LogAppendTime --timestamp-after-max 2h --cluster main -n shop",
         )
         .document()
         .unwrap();
@@ -245,6 +251,7 @@ mod tests {
             "    bytes: 10GiB\n",
             "  maxMessageBytes: 2048\n",
             "  timestampType: LogAppendTime\n",
+            "  timestampAfterMax: 2h\n",
             "    name: main\n",
         ] {
             assert!(yaml.contains(line), "{line:?} is not in {yaml}");
@@ -260,6 +267,7 @@ mod tests {
             "orders --min-in-sync-replicas 2",
             "orders --retention-time soon",
             "orders --retention-bytes much",
+            "orders --timestamp-after-max forever",
             "___",
         ] {
             assert!(create(args).document().is_err(), "{args}");

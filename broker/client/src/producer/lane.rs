@@ -288,7 +288,10 @@ impl Lane {
 fn is_batchs_fault(error: &Error) -> bool {
     matches!(
         error.kind(),
-        ErrorKind::RecordTooLarge | ErrorKind::InvalidBatch | ErrorKind::CorruptBatch
+        ErrorKind::RecordTooLarge
+            | ErrorKind::InvalidBatch
+            | ErrorKind::CorruptBatch
+            | ErrorKind::InvalidTimestamp
     )
 }
 
