@@ -70,6 +70,18 @@ impl Syncer {
         }
     }
 
+    /// Waits until what was handed over is complete.
+    pub(super) fn wait(&self) {
+        let (reply, done) = oneshot::channel();
+        // Groups are completed in their order, hence an empty one after all before it.
+        self.submit(Completion {
+            advanced: Vec::new(),
+            replies: vec![(reply, Vec::new(), None)],
+        });
+        // An error means that the thread is gone, and with it whatever could still be completed.
+        let _ = done.blocking_recv();
+    }
+
     /// Completes what was handed over.
     pub(super) fn stop(self) {
         drop(self.queue);

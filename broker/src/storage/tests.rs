@@ -1,11 +1,21 @@
 //! The store as a whole: real RocksDB in a temporary folder.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    pin::pin,
+    sync::{
+        Arc,
+        mpsc::{Receiver, Sender, channel},
+    },
+    task::{Context, Wake, Waker},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use millrace_record::{
     BatchBuilder, BatchHeader, BatchOptions, ProducerState, TimestampType, decode, split,
 };
+use tokio::sync::Notify;
 
 use super::*;
 
@@ -524,6 +534,65 @@ async fn with_fsync_nothing_is_readable_or_acknowledged_before_it_is_durable() {
         assert_eq!(log.high_watermark(), 60);
         assert_contiguous(&store, log, 0);
     }
+    store.close();
+}
+
+/// Holds up whoever wakes it until it is released.
+struct Obstacle {
+    reached: Sender<()>,
+    released: parking_lot::Mutex<Receiver<()>>,
+}
+
+impl Wake for Obstacle {
+    fn wake(self: Arc<Self>) {
+        self.reached.send(()).unwrap();
+        self.released.lock().recv().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn truncation_never_leaves_a_high_watermark_above_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = StorageOptions {
+        durability: Durability::Fsync,
+        ..options(dir.path())
+    };
+    let (store, _) = Store::open(options).unwrap();
+    let topic = store.ensure_topic("t", 2, CONFIG).unwrap();
+    let [before, log] = &topic.partitions[..] else {
+        unreachable!()
+    };
+    // The syncer is held up where it wakes a consumer, with an append to complete that comes right after.
+    let (reached, is_reached) = channel();
+    let (release, released) = channel();
+    let obstacle = Arc::new(Obstacle {
+        reached,
+        released: parking_lot::Mutex::new(released),
+    });
+    let consumer = Arc::new(Notify::new());
+    before.notify_on_append(&consumer);
+    let mut waiting = pin!(consumer.notified());
+    let waker = Waker::from(obstacle);
+    let polled = waiting.as_mut().poll(&mut Context::from_waker(&waker));
+    assert!(polled.is_pending());
+    let mut answers = Vec::new();
+    for log in [before, log] {
+        let append = PartitionAppend::new(log.clone(), vec![batch(&["a"], 0, None)]).unwrap();
+        answers.push(store.append(vec![append]).await.unwrap());
+    }
+    is_reached.recv().unwrap();
+    let truncated = tokio::spawn({
+        let (store, log) = (store.clone(), log.clone());
+        async move { store.truncate(&log, 0).await }
+    });
+    // Long enough for a truncation that does not wait.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    release.send(()).unwrap();
+    assert_eq!(truncated.await.unwrap().unwrap(), 0);
+    for answer in answers {
+        answer.await.unwrap().remove(0).unwrap();
+    }
+    assert_eq!((log.log_end(), log.high_watermark()), (0, 0));
     store.close();
 }
 

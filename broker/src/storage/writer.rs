@@ -623,6 +623,10 @@ impl Writer {
 
     /// Removes all batches that reach to or beyond `offset`. Returns the new log end offset.
     fn truncate(&mut self, log: &Arc<PartitionLog>, offset: i64) -> Result<i64, StorageError> {
+        // An append that is completed later would raise the high watermark above the new end.
+        if let Some(syncer) = &self.syncer {
+            syncer.wait();
+        }
         let end = log.log_end();
         if offset < log.log_start() || offset > end {
             let (log_start, high_watermark) = (log.log_start(), end);
