@@ -141,28 +141,28 @@ impl Producers {
         }
     }
 
-    /// Takes note of an appended batch. Returns what was known before, for [`Self::restore`].
+    /// Takes note of an appended batch. Adds the producers that it changes to `before`, with what was known of them, for
+    /// [`Self::restore`]: its own, and whoever had to make room.
     pub(super) fn appended(
         &mut self,
         header: &BatchHeader,
         base_offset: i64,
         now_ms: i64,
-    ) -> Option<Producer> {
+        before: &mut Vec<(i64, Option<Producer>)>,
+    ) {
         if header.producer_id < 0 {
-            return None;
+            return;
         }
-        if self.producers.len() >= MAX_PRODUCERS
-            && !self.producers.contains_key(&header.producer_id)
-        {
-            let idlest = self
-                .producers
-                .iter()
-                .min_by_key(|(_, producer)| producer.last_written_ms);
-            if let Some(id) = idlest.map(|(id, _)| *id) {
-                self.producers.remove(&id);
+        if !self.producers.contains_key(&header.producer_id) {
+            // Several have to go if a store holds more than there may be.
+            while self.producers.len() >= MAX_PRODUCERS
+                && let Some(id) = self.idlest()
+            {
+                before.push((id, self.producers.remove(&id)));
             }
         }
-        let before = self.producers.get(&header.producer_id).cloned();
+        let known = self.producers.get(&header.producer_id).cloned();
+        before.push((header.producer_id, known));
         let producer = self
             .producers
             .entry(header.producer_id)
@@ -177,8 +177,10 @@ impl Producers {
         }
         producer.last_written_ms = now_ms;
         if header.attributes.is_control() {
-            return before;
+            return;
         }
+        // A batch that is replayed may be remembered already, since truncation stores what is known in the middle of a generation.
+        producer.batches.retain(|b| b.last_offset < base_offset);
         if producer.batches.len() == REMEMBERED {
             producer.batches.pop_front();
         }
@@ -188,10 +190,14 @@ impl Producers {
             base_offset,
             last_offset: base_offset + i64::from(header.last_offset_delta),
         });
-        before
     }
 
-    /// Undoes [`Self::appended`].
+    fn idlest(&self) -> Option<i64> {
+        let idlest = self.producers.iter().min_by_key(|(_, p)| p.last_written_ms);
+        idlest.map(|(id, _)| *id)
+    }
+
+    /// Undoes [`Self::appended`], for what it added to `before`, the last first.
     pub(super) fn restore(&mut self, producer_id: i64, before: Option<Producer>) {
         match before {
             Some(producer) => self.producers.insert(producer_id, producer),
@@ -312,7 +318,7 @@ mod tests {
         for &(epoch, sequence, records) in batches {
             let header = header(1, epoch, sequence, records);
             assert_eq!(producers.check(&header), Ok(Verdict::Append));
-            producers.appended(&header, offset, 0);
+            producers.appended(&header, offset, 0, &mut Vec::new());
             offset += records as i64;
         }
         producers
@@ -374,7 +380,8 @@ mod tests {
     #[test]
     fn sequences_wrap() {
         let mut producers = Producers::default();
-        producers.appended(&header(1, 0, i32::MAX - 1, 2), 0, 0);
+        let header_at_the_end = header(1, 0, i32::MAX - 1, 2);
+        producers.appended(&header_at_the_end, 0, 0, &mut Vec::new());
         assert_eq!(producers.check(&header(1, 0, 0, 1)), Ok(Verdict::Append));
     }
 
@@ -395,6 +402,37 @@ mod tests {
         assert_eq!(producers.check(&header(1, 0, 10, 5)), Ok(Verdict::Append));
         producers.truncate(0);
         assert_eq!(producers.check(&header(1, 0, 99, 1)), Ok(Verdict::Append));
+    }
+
+    #[test]
+    fn the_idlest_makes_room_and_comes_back_if_the_append_is_undone() {
+        let mut producers = Producers::default();
+        let last = MAX_PRODUCERS as i64 - 1;
+        for id in 0..=last {
+            producers.appended(&header(id, 0, 0, 1), id, 1_000 - (id % 2), &mut Vec::new());
+        }
+        producers.appended(&header(3, 0, 1, 1), last + 1, 1, &mut Vec::new());
+        let mut before = Vec::new();
+        producers.appended(&header(last + 1, 0, 0, 1), last + 2, 2_000, &mut before);
+        let changed: Vec<i64> = before.iter().map(|(id, _)| *id).collect();
+        assert_eq!(changed, [3, last + 1]);
+        assert!(producers.encode(3).is_none());
+        for (id, producer) in before.into_iter().rev() {
+            producers.restore(id, producer);
+        }
+        assert_eq!(producers.check(&header(3, 0, 2, 1)), Ok(Verdict::Append));
+        assert!(producers.encode(last + 1).is_none());
+    }
+
+    #[test]
+    fn a_batch_that_is_replayed_is_remembered_once() {
+        let mut producers = producers_after(&[(0, 0, 1), (0, 1, 1), (0, 2, 1), (0, 3, 1)]);
+        for sequence in 2..4 {
+            let replayed = header(1, 0, sequence, 1);
+            producers.appended(&replayed, i64::from(sequence), 0, &mut Vec::new());
+        }
+        let expected = producers_after(&[(0, 0, 1), (0, 1, 1), (0, 2, 1), (0, 3, 1)]);
+        assert_eq!(producers.producers, expected.producers);
     }
 
     #[test]

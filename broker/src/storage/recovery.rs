@@ -137,7 +137,7 @@ pub(super) fn recover(db: &Db, options: &StorageOptions) -> Result<Recovered, St
             );
         }
     }
-    read_producers(db, &mut slots, &repair)?;
+    read_producers(db, &mut slots, &mut repair)?;
     let replayed = replay(db, sealed, &mut slots, &mut generations, &mut repair)?;
     db.write_meta_durably(repair.batch)?;
     let Replayed {
@@ -352,7 +352,7 @@ impl PartitionReader<'_> {
 fn read_producers(
     db: &Db,
     slots: &mut HashMap<PartitionId, Slot>,
-    repair: &Repair,
+    repair: &mut Repair,
 ) -> Result<(), StorageError> {
     db.scan_meta(&[keys::PRODUCER], |key, value| {
         let parse = || {
@@ -375,7 +375,12 @@ fn read_producers(
     })?;
     for id in &repair.shortened {
         if let Some(slot) = slots.get_mut(id) {
-            slot.producers.truncate(slot.next_offset);
+            for producer_id in slot.producers.truncate(slot.next_offset) {
+                if let Some(value) = slot.producers.encode(producer_id) {
+                    let key = keys::producer(*id, producer_id);
+                    repair.batch.put(key, value);
+                }
+            }
         }
     }
     Ok(())
@@ -440,10 +445,11 @@ fn replay(
                 bytes,
                 header.max_timestamp,
             );
-            if header.producer_id >= 0 {
-                slot.producers.appended(&header, header.base_offset, now_ms);
-                slot.dirty_producers.insert(header.producer_id);
-            }
+            let mut changed = Vec::new();
+            slot.producers
+                .appended(&header, header.base_offset, now_ms, &mut changed);
+            slot.dirty_producers
+                .extend(changed.into_iter().map(|(producer_id, _)| producer_id));
             replayed.active.bytes += bytes;
             replayed.active.memtable_bytes += value.len();
             replayed.bytes += bytes;

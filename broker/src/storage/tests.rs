@@ -235,6 +235,84 @@ async fn duplicates_get_their_original_offset_and_gaps_are_refused_across_restar
     }
 }
 
+/// One record of an idempotent producer.
+fn of_producer(id: i64, base_sequence: i32) -> Bytes {
+    let producer = ProducerState {
+        id,
+        epoch: 0,
+        base_sequence,
+    };
+    batch(&["a"], 0, Some(producer))
+}
+
+#[tokio::test]
+async fn a_forgotten_producer_stays_forgotten_after_a_restart() {
+    for truncated in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = open(dir.path());
+        let topic = store.ensure_topic("t", 1, CONFIG).unwrap();
+        let log = &topic.partitions[0];
+        append(&store, log, vec![of_producer(1, 0)]).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        // As many as a partition remembers: one more, and the first, idle for longest, has to go.
+        let others = (2..=20_000).map(|id| of_producer(id, 0)).collect();
+        append(&store, log, others).await.unwrap();
+        store.seal().await.unwrap();
+        let one_more = vec![of_producer(20_001, 0)];
+        append(&store, log, one_more).await.unwrap();
+        if truncated {
+            assert_eq!(store.truncate(log, 20_000).await.unwrap(), 20_000);
+        }
+        store.close();
+        drop((topic, store));
+        let (store, _) = open(dir.path());
+        let log = store.partition("t", 0).unwrap();
+        let next = append(&store, &log, vec![of_producer(1, 1)]).await;
+        assert!(
+            matches!(
+                next,
+                Err(StorageError::Sequence(SequenceError::OutOfOrder {
+                    expected: 0,
+                    ..
+                }))
+            ),
+            "{next:?}"
+        );
+        store.close();
+    }
+}
+
+#[tokio::test]
+async fn sequences_that_a_crash_of_the_machine_took_stay_free() {
+    let dir = tempfile::tempdir().unwrap();
+    let copy = tempfile::tempdir().unwrap();
+    let (store, _) = open(dir.path());
+    let topic = store.ensure_topic("t", 1, CONFIG).unwrap();
+    let log = &topic.partitions[0];
+    for sequence in 0..6 {
+        append(&store, log, vec![of_producer(7, sequence)])
+            .await
+            .unwrap();
+        if sequence == 2 {
+            store.seal().await.unwrap();
+            copy_database(dir.path(), copy.path(), "log");
+        }
+    }
+    store.seal().await.unwrap();
+    copy_database(dir.path(), copy.path(), "meta");
+    store.close();
+    drop((topic, store));
+    let (store, report) = open(copy.path());
+    assert_eq!(report.lost_records, 3);
+    store.close();
+    drop(store);
+    let (store, _) = open(copy.path());
+    let log = store.partition("t", 0).unwrap();
+    let appended = append(&store, &log, vec![of_producer(7, 3)]).await.unwrap();
+    assert_eq!((appended.base_offset, log.log_end()), (3, 4));
+    store.close();
+}
+
 #[tokio::test]
 async fn truncation_cuts_at_batch_bounds_in_active_and_sealed_generations_and_survives_a_restart() {
     for (to, new_end) in [(890, 888), (400, 399), (3, 3), (0, 0)] {

@@ -136,7 +136,7 @@ pub(super) struct Slot {
     pub run: Option<Run>,
     pub cumulative_bytes: u64,
     pub producers: Producers,
-    /// Producers that have written in the active generation: stored when it is sealed, replayed from it until then.
+    /// Producers that have changed in the active generation: stored when it is sealed, replayed from it until then.
     pub dirty_producers: HashSet<i64>,
     /// Of the group being written.
     staged: Vec<(i64, i64, Bytes)>,
@@ -195,6 +195,11 @@ impl Slot {
         if let Some(run) = &self.run {
             batch.put(keys::run(self.log.id, run.last_offset), run.encode());
         }
+        self.put_producers(batch);
+    }
+
+    /// Adds what is to be stored of the producers that have changed; those that are no longer known are deleted.
+    fn put_producers(&self, batch: &mut WriteBatch) {
         for &producer_id in &self.dirty_producers {
             let key = keys::producer(self.log.id, producer_id);
             match self.producers.encode(producer_id) {
@@ -483,10 +488,8 @@ impl Writer {
             match slot.producers.check(&header) {
                 Ok(Verdict::Append) => {
                     let last_offset = offset + i64::from(header.last_offset_delta);
-                    if header.producer_id >= 0 {
-                        let before = slot.producers.appended(&header, offset, now_ms);
-                        producers_before.push((header.producer_id, before));
-                    }
+                    let before = &mut producers_before;
+                    slot.producers.appended(&header, offset, now_ms, before);
                     answer.get_or_insert(offset);
                     admitted.push((header, bytes, offset, last_offset));
                     offset = last_offset + 1;
@@ -678,12 +681,10 @@ impl Writer {
             new_end = new_end.min(cut.first_offset);
             *shrunk.entry(run.generation).or_default() += cut.bytes;
         }
-        for producer_id in slot.producers.truncate(new_end) {
-            slot.dirty_producers.insert(producer_id);
-            if let Some(value) = slot.producers.encode(producer_id) {
-                batch.put(keys::producer(log.id, producer_id), value);
-            }
-        }
+        let truncated = slot.producers.truncate(new_end);
+        slot.dirty_producers.extend(truncated);
+        // Now, since a generation from which everything was cut is not sealed.
+        slot.put_producers(&mut batch);
         // Locked until the writes are done, and changed only after them, as in retention.
         let mut generations = self.generations.lock();
         let mut changed: BTreeMap<Generation, GenerationBytes> = BTreeMap::new();
