@@ -20,9 +20,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         Path::new(&out).join("descriptors.bin"),
         descriptors.encode_to_vec(),
     )?;
+    let mut config = tonic_prost_build::Config::new();
+    // The codec finds a message's descriptor by its name.
+    config.enable_type_names();
     tonic_prost_build::configure()
         .bytes(".")
         .codec_path("crate::codec::ReservingCodec")
-        .compile_fds(descriptors)?;
+        .compile_fds_with_config(descriptors, config)?;
     Ok(())
 }

@@ -295,13 +295,17 @@ impl Broker {
 
     /// Bytes of memory resident.
     pub fn resident_bytes(&self) -> u64 {
+        self.status().vmrss.expect("it has memory") * 1024
+    }
+
+    /// The most bytes of memory that were resident since it was started.
+    pub fn peak_resident_bytes(&self) -> u64 {
+        self.status().vmhwm.expect("it has memory") * 1024
+    }
+
+    fn status(&self) -> procfs::process::Status {
         let process = procfs::process::Process::new(self.running().id()).expect("the broker runs");
-        process
-            .status()
-            .expect("its status is readable")
-            .vmrss
-            .expect("it has memory")
-            * 1024
+        process.status().expect("its status is readable")
     }
 
     /// Files and sockets open.

@@ -3,13 +3,14 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use h2::client::{ResponseFuture, SendRequest};
 use http::Request;
-use millrace_e2e::{Broker, Refusal, SOON, batch, batch_of, eventually};
+use millrace_e2e::{Broker, Refusal, SOON, batch, batch_of, eventually, refusal};
 use millrace_proto::v1::{FetchFormat, FetchPartition, FetchRequest};
 use millrace_record::{BatchOptions, Compression};
 use prost::Message;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::json;
 use tokio::{net::TcpStream, time::timeout};
+use tonic::Code;
 
 const MIB: u64 = 1 << 20;
 const MAX_FETCH: u64 = 8 * MIB;
@@ -179,6 +180,36 @@ async fn messages_that_claim_gigabytes_are_refused_at_once() {
     }
     let grown = broker.resident_bytes().saturating_sub(before);
     assert!(grown < 16 * MIB, "{} MiB more than before", grown / MIB);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn millions_of_empty_elements_are_refused_before_they_take_memory() {
+    let broker = Broker::setup().topic("t", json!({})).start();
+    let before = broker.peak_resident_bytes();
+    // An empty element is a tag and a length of 0. Metadata requests have a limit of 4 MiB, the others of 8.
+    for (method, tag, bytes) in [
+        ("ProducerService/Produce", 0x1a, 8 << 20),
+        ("ConsumerService/Fetch", 0x2a, 8 << 20),
+        ("ConsumerService/ListOffsets", 0x0a, 8 << 20),
+        ("MetadataService/GetMetadata", 0x0a, 4 << 20),
+    ] {
+        let mut sender = connect(broker.address()).await.expect("a connection");
+        let message = [tag, 0].repeat(bytes / 2);
+        let request = framed(message.len() as u32, &message);
+        let (response, _stream) = call(&mut sender, method, request, true);
+        let response = timeout(SOON, response).await.expect("an answer").unwrap();
+        let status = tonic::Status::from_header_map(response.headers()).expect("a refusal");
+        let refused = refusal(&status);
+        assert_eq!(
+            (refused.code, refused.reason.as_str()),
+            (Code::InvalidArgument, "INVALID_REQUEST"),
+            "{method}"
+        );
+        assert!(refused.message.contains("elements"), "{}", refused.message);
+    }
+    // Twice the largest message; its elements alone would take 320 MiB.
+    let grown = broker.peak_resident_bytes() - before;
+    assert!(grown < 64 * MIB, "{} MiB at its peak", grown / MIB);
 }
 
 #[tokio::test(flavor = "multi_thread")]

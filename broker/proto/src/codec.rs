@@ -1,12 +1,20 @@
-//! How messages become bytes: as `tonic-prost` does it, but with room for the whole message reserved first. Without that a
-//! message of megabytes is copied again each time its buffer doubles.
+//! How messages become bytes and back: as `tonic-prost` does it, but with room for the whole message reserved first. Without that
+//! a message of megabytes is copied again each time its buffer doubles. Requests are bounded before they are decoded: see
+//! [`MAX_REQUEST_ELEMENTS`](crate::MAX_REQUEST_ELEMENTS).
 
-use std::marker::PhantomData;
+use std::{collections::HashMap, marker::PhantomData};
 
-use prost::Message;
+use prost::{Message, Name, bytes::Buf};
 use tonic::{
-    Status,
+    Code, Status,
     codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
+};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::{
+    ERROR_DOMAIN,
+    elements::{RequestType, TooManyElements},
+    v1::ErrorReason,
 };
 
 /// What a buffer begins with, in bytes.
@@ -31,7 +39,7 @@ impl<T, U> Default for ReservingCodec<T, U> {
 impl<T, U> Codec for ReservingCodec<T, U>
 where
     T: Message + Send + 'static,
-    U: Message + Default + Send + 'static,
+    U: Name + Default + Send + 'static,
 {
     type Encode = T;
     type Decode = U;
@@ -47,6 +55,7 @@ where
     fn decoder(&mut self) -> Self::Decoder {
         MessageDecoder {
             message: PhantomData,
+            request: RequestType::of::<U>(),
         }
     }
 }
@@ -76,6 +85,8 @@ impl<T: Message> Encoder for MessageEncoder<T> {
 #[derive(Debug)]
 pub struct MessageDecoder<U> {
     message: PhantomData<U>,
+    /// Unless it decodes responses.
+    request: Option<RequestType>,
 }
 
 impl<U: Message + Default> Decoder for MessageDecoder<U> {
@@ -83,6 +94,10 @@ impl<U: Message + Default> Decoder for MessageDecoder<U> {
     type Error = Status;
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
+        if let Some(request) = self.request {
+            // Tonic holds a message in one piece.
+            request.check(buffer.chunk()).map_err(refused)?;
+        }
         U::decode(buffer).map(Some).map_err(|error| {
             Status::internal(format!(
                 "a message can't be decoded: {error}; does its sender use this API's version?"
@@ -93,4 +108,18 @@ impl<U: Message + Default> Decoder for MessageDecoder<U> {
     fn buffer_settings(&self) -> BufferSettings {
         BufferSettings::new(BUFFER_BYTES, YIELD_BYTES)
     }
+}
+
+fn refused(error: TooManyElements) -> Status {
+    let reason = ErrorReason::InvalidRequest.as_str_name();
+    let metadata = HashMap::from([("field".to_owned(), error.field.to_owned())]);
+    Status::with_error_details(
+        Code::InvalidArgument,
+        error.to_string(),
+        ErrorDetails::with_error_info(
+            reason.trim_start_matches("ERROR_REASON_"),
+            ERROR_DOMAIN,
+            metadata,
+        ),
+    )
 }

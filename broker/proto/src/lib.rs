@@ -4,6 +4,9 @@
 //! received message and where it goes.
 
 pub mod codec;
+mod elements;
+
+pub use elements::MAX_REQUEST_ELEMENTS;
 
 /// Package `millrace.v1`.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
@@ -11,7 +14,7 @@ pub mod v1 {
     tonic::include_proto!("millrace.v1");
 }
 
-/// The compiled descriptors of the package, for gRPC reflection.
+/// The compiled descriptors of the package, for gRPC reflection and for counting a request's elements.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
 /// The `domain` of every `google.rpc.ErrorInfo` that Millrace sends.
