@@ -1,8 +1,5 @@
 //! Clients that do not play by the rules: the broker stays within its memory and goes on serving the others.
 
-use bytes::{BufMut, Bytes, BytesMut};
-use h2::client::{ResponseFuture, SendRequest};
-use http::Request;
 use millrace_e2e::{Broker, Refusal, SOON, batch, batch_of, eventually, refusal};
 use millrace_proto::v1::{FetchFormat, FetchPartition, FetchRequest};
 use millrace_record::{BatchOptions, Compression};
@@ -12,44 +9,12 @@ use serde_json::json;
 use tokio::{net::TcpStream, time::timeout};
 use tonic::Code;
 
+use crate::raw::{call, connect, framed};
+
 const MIB: u64 = 1 << 20;
 const MAX_FETCH: u64 = 8 * MIB;
 const BUDGET: u64 = 24 * MIB;
 const STALLED: usize = 32;
-
-/// A connection on the level of HTTP/2, on which a client can misbehave.
-async fn connect(address: &str) -> Option<SendRequest<Bytes>> {
-    let stream = TcpStream::connect(address).await.ok()?;
-    let (sender, connection) = h2::client::handshake(stream).await.ok()?;
-    tokio::spawn(connection);
-    sender.ready().await.ok()
-}
-
-/// Begins a call; the request's body stays open unless `end`.
-fn call(
-    sender: &mut SendRequest<Bytes>,
-    method: &str,
-    body: Bytes,
-    end: bool,
-) -> (ResponseFuture, h2::SendStream<Bytes>) {
-    let request = Request::post(format!("http://millrace/millrace.v1.{method}"))
-        .header("content-type", "application/grpc")
-        .header("te", "trailers")
-        .body(())
-        .unwrap();
-    let (response, mut stream) = sender.send_request(request, false).unwrap();
-    stream.send_data(body, end).unwrap();
-    (response, stream)
-}
-
-/// A gRPC message as it is framed: not compressed, its length, its bytes.
-fn framed(claimed: u32, message: &[u8]) -> Bytes {
-    let mut framed = BytesMut::new();
-    framed.put_u8(0);
-    framed.put_u32(claimed);
-    framed.put_slice(message);
-    framed.freeze()
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn consumers_that_stop_reading_lose_their_connection_and_cost_no_more_than_the_budget() {

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod abuse;
+mod boundary;
 mod cli;
 mod crash;
 mod disk_full;
@@ -12,5 +13,6 @@ mod fetch;
 mod observe;
 mod produce;
 mod python;
+mod raw;
 mod retention;
 mod walkthrough;

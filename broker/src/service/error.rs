@@ -1,7 +1,9 @@
-//! What a failed request becomes for its caller: the only place where errors turn into gRPC.
+//! What a failed request becomes for its caller: the only place where errors turn into gRPC, but for requests that the codec in
+//! `millrace-proto` refuses to decode.
 
-use std::collections::HashMap;
+use std::{borrow::Cow, collections::HashMap};
 
+use millrace_crds::check_topic_name;
 use millrace_proto::{
     ERROR_DOMAIN,
     v1::{self, ErrorReason},
@@ -11,6 +13,9 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::storage::{SequenceError, StorageError};
+
+/// Characters shown of a name that no topic can have.
+const MAX_SHOWN: usize = 64;
 
 /// A refused request, or the refused part of it for one partition.
 #[derive(Clone, Debug)]
@@ -39,6 +44,7 @@ impl ApiError {
     }
 
     pub(crate) fn unknown_topic(topic: &str) -> Self {
+        let topic = shown(topic);
         let message = format!(
             "topic {topic:?} does not exist; create it as a Topic resource, or check the name"
         );
@@ -154,6 +160,14 @@ impl ApiError {
         self.reason
             .as_str_name()
             .trim_start_matches("ERROR_REASON_")
+    }
+}
+
+/// A topic's name for an error. One that no topic can have may be megabytes long; the headers in which a status travels may not.
+fn shown(topic: &str) -> Cow<'_, str> {
+    match check_topic_name(topic) {
+        Ok(()) => topic.into(),
+        Err(_) => topic.chars().take(MAX_SHOWN).collect(),
     }
 }
 
