@@ -1,7 +1,9 @@
 //! Clients that do not play by the rules: the broker stays within its memory and goes on serving the others.
 
+use std::time::Duration;
+
 use millrace_e2e::{Broker, Refusal, SOON, batch, batch_of, eventually, refusal};
-use millrace_proto::v1::{FetchFormat, FetchPartition, FetchRequest};
+use millrace_proto::v1::{FetchFormat, FetchPartition, FetchRequest, GetMetadataRequest};
 use millrace_record::{BatchOptions, Compression};
 use prost::Message;
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -15,6 +17,7 @@ const MIB: u64 = 1 << 20;
 const MAX_FETCH: u64 = 8 * MIB;
 const BUDGET: u64 = 24 * MIB;
 const STALLED: usize = 32;
+const UNREAD: usize = 128;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn consumers_that_stop_reading_lose_their_connection_and_cost_no_more_than_the_budget() {
@@ -80,6 +83,55 @@ async fn consumers_that_stop_reading_lose_their_connection_and_cost_no_more_than
     broker.wait_for_log("its client did not read a response", SOON);
     drop(stalled);
     timeout(SOON, api.fetch("t", 0, 80))
+        .await
+        .expect("memory comes back with the connections")
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_about_all_topics_that_nobody_reads_cost_no_more_than_the_budget() {
+    let mut setup = Broker::setup()
+        .topic("small", json!({}))
+        .flag("--response-memory", "8MiB");
+    for topic in ["a", "b", "c", "d", "e"] {
+        setup = setup.topic(topic, json!({ "partitions": 10_000 }));
+    }
+    let broker = setup.start();
+    let mut api = broker.api().await;
+    let all = api
+        .metadata
+        .get_metadata(GetMetadataRequest::default())
+        .await
+        .unwrap();
+    let answer = all.into_inner().encoded_len() as u64;
+    let before = broker.resident_bytes();
+    let mut stalled = Vec::new();
+    for _ in 0..UNREAD {
+        let mut sender = connect(broker.address()).await.expect("a connection");
+        let call = call(
+            &mut sender,
+            "MetadataService/GetMetadata",
+            framed(0, &[]),
+            true,
+        );
+        stalled.push((sender, call));
+    }
+    let limit = 24 * MIB;
+    assert!(
+        limit < UNREAD as u64 * answer / 2,
+        "without a budget it would be far more: {answer} bytes each"
+    );
+    // Three seconds, in which all would have been answered.
+    for _ in 0..30 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let grown = broker.resident_bytes().saturating_sub(before);
+        assert!(grown < limit, "{} MiB more than before", grown / MIB);
+        // Who asks for little does not wait.
+        assert_eq!(api.offsets("small", 0).await, (0, 0));
+    }
+    drop(stalled);
+    let request = GetMetadataRequest::default();
+    timeout(SOON, api.metadata.get_metadata(request))
         .await
         .expect("memory comes back with the connections")
         .unwrap();

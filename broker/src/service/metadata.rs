@@ -6,10 +6,23 @@ use millrace_proto::v1::{
     Broker as BrokerInfo, GetMetadataRequest, GetMetadataResponse, PartitionMetadata,
     TopicMetadata, metadata_service_server::MetadataService,
 };
+use prost::Message;
 use tonic::{Request, Response, Status};
 
-use super::{Broker, MAX_PARTITIONS_PER_REQUEST, error::ApiError};
+use super::{
+    Broker, MAX_PARTITIONS_PER_REQUEST,
+    connection::ConnectionInfo,
+    error::ApiError,
+    memory::{RequestMemory, ResponseMemory},
+};
 use crate::{observe::Method, storage::StoredTopic};
+
+/// Answers up to this size don't wait for the budget, so that clients find their partitions while consumers use it up.
+const SMALL_ANSWER: usize = 64 << 10;
+/// What a partition takes in an answer: as a message, the two lists in it, and encoded.
+const PARTITION_BYTES: usize = size_of::<PartitionMetadata>() + 64;
+/// The same for a topic, or for the error that there is none.
+const TOPIC_BYTES: usize = size_of::<TopicMetadata>() + 512;
 
 /// The metadata service.
 pub(super) struct Metadata {
@@ -23,10 +36,14 @@ impl MetadataService for Metadata {
         request: Request<GetMetadataRequest>,
     ) -> Result<Response<GetMetadataResponse>, Status> {
         let _timer = self.broker.metrics.start(Method::GetMetadata);
+        let connection = request.extensions().get::<ConnectionInfo>().cloned();
+        // Held as long as the names are.
+        let _memory = request.extensions().get::<RequestMemory>().cloned();
         let mut names = request.into_inner().topics;
         // Each topic once, however often it is named.
         let mut seen = HashSet::new();
         names.retain(|name| seen.insert(name.clone()));
+        drop(seen);
         if names.len() > MAX_PARTITIONS_PER_REQUEST {
             let message = format!(
                 "{} topics in one request; {MAX_PARTITIONS_PER_REQUEST} are allowed",
@@ -35,6 +52,20 @@ impl MetadataService for Metadata {
             return Err(ApiError::invalid("topics", message).into());
         }
         let store = &self.broker.store;
+        let bytes = if names.is_empty() {
+            store.topics().iter().map(held_bytes).sum()
+        } else {
+            let bytes = |name: &String| match store.topic(name) {
+                Some(topic) => held_bytes(&topic),
+                None => absent_bytes(name),
+            };
+            names.iter().map(bytes).sum()
+        };
+        // Nothing but the names is held meanwhile: many may have to wait.
+        let mut memory = match bytes {
+            ..=SMALL_ANSWER => ResponseMemory::none(),
+            _ => self.broker.response_memory.acquire(bytes).await,
+        };
         let topics = if names.is_empty() {
             store
                 .topics()
@@ -56,15 +87,30 @@ impl MetadataService for Metadata {
             names.into_iter().map(describe).collect()
         };
         let identity = &self.broker.identity;
-        Ok(Response::new(GetMetadataResponse {
+        let answer = GetMetadataResponse {
             cluster_id: identity.cluster_id.clone(),
             brokers: vec![BrokerInfo {
                 id: identity.broker_id,
                 address: identity.address.clone(),
             }],
             topics,
-        }))
+        };
+        memory.shrink(answer.encoded_len());
+        let mut response = Response::new(answer);
+        memory.attach(&mut response, connection);
+        Ok(response)
     }
+}
+
+/// What it takes at most to describe a topic.
+fn held_bytes(topic: &StoredTopic) -> usize {
+    TOPIC_BYTES + topic.name.len() + topic.partitions.len() * PARTITION_BYTES
+}
+
+/// What it takes at most to say that there is no such topic.
+fn absent_bytes(name: &str) -> usize {
+    // The name stands in the answer and in the error's details, and with escapes in the error's message.
+    TOPIC_BYTES + 8 * name.len()
 }
 
 impl Metadata {
