@@ -4,7 +4,10 @@
 
 use std::{collections::HashMap, marker::PhantomData};
 
-use prost::{Message, Name, bytes::Buf};
+use prost::{
+    Message, Name,
+    bytes::{Buf, Bytes},
+};
 use tonic::{
     Code, Status,
     codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
@@ -17,8 +20,8 @@ use crate::{
     v1::ErrorReason,
 };
 
-/// What a buffer begins with, in bytes.
-const BUFFER_BYTES: usize = 16 << 10;
+/// What a buffer begins with, in bytes. Answers to producers fit; each open stream has one.
+const BUFFER_BYTES: usize = 1 << 10;
 /// Streams send what they have once it reaches this many bytes.
 const YIELD_BYTES: usize = 256 << 10;
 
@@ -94,20 +97,32 @@ impl<U: Message + Default> Decoder for MessageDecoder<U> {
     type Error = Status;
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        if let Some(request) = self.request {
-            // Tonic holds a message in one piece.
-            request.check(buffer.chunk()).map_err(refused)?;
-        }
-        U::decode(buffer).map(Some).map_err(|error| {
-            Status::internal(format!(
-                "a message can't be decoded: {error}; does its sender use this API's version?"
-            ))
-        })
+        // Tonic holds a message in one piece.
+        decode(self.request, buffer).map(Some)
     }
 
     fn buffer_settings(&self) -> BufferSettings {
         BufferSettings::new(BUFFER_BYTES, YIELD_BYTES)
     }
+}
+
+/// Decodes a request that came by another way than this codec, with the same checks.
+pub fn decode_request<U: Name + Default>(message: Bytes) -> Result<U, Status> {
+    decode(RequestType::of::<U>(), message)
+}
+
+fn decode<U: Message + Default>(
+    request: Option<RequestType>,
+    message: impl Buf,
+) -> Result<U, Status> {
+    if let Some(request) = request {
+        request.check(message.chunk()).map_err(refused)?;
+    }
+    U::decode(message).map_err(|error| {
+        Status::internal(format!(
+            "a message can't be decoded: {error}; does its sender use this API's version?"
+        ))
+    })
 }
 
 fn refused(error: TooManyElements) -> Status {

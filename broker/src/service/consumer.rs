@@ -105,7 +105,9 @@ impl ConsumerService for Consumer {
             });
         }
         let mut response = sliced::response(found.results);
-        memory.attach(&mut response, connection);
+        self.broker
+            .response_memory
+            .attach(memory, &mut response, connection);
         Ok(response)
     }
 

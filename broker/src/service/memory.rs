@@ -2,6 +2,7 @@
 //! neither a client that never finishes its message nor one that stops reading can take more than the budget, or keep it.
 
 use std::{
+    collections::BTreeMap,
     future::Future,
     pin::Pin,
     sync::Arc,
@@ -13,14 +14,17 @@ use bytes::{Buf, Bytes};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
-    time::Sleep,
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, Sleep},
 };
 use tokio_util::sync::PollSemaphore;
 use tonic::{Response, Status, body::Body};
 use tracing::warn;
 
-use super::connection::ConnectionInfo;
+use super::{
+    connection::ConnectionInfo,
+    messages::{Messages, stalled},
+};
 
 /// Budgets are counted in this many bytes.
 const UNIT: usize = 1 << 10;
@@ -31,10 +35,17 @@ const SMALL_BUDGET: usize = 8 << 20;
 pub(super) const STALL: Duration = Duration::from_secs(30);
 
 /// The budget for responses.
-#[derive(Clone, Debug)]
 pub(super) struct ResponseBudget {
     units: Arc<Semaphore>,
     total: u32,
+    unsent: Arc<Mutex<Unsent>>,
+}
+
+/// Responses on their way, by the order in which they began.
+#[derive(Default)]
+struct Unsent {
+    begun: u64,
+    responses: BTreeMap<u64, (Instant, ConnectionInfo)>,
 }
 
 /// A response's part of the budget. Given back when the response has been sent or its connection is gone.
@@ -49,8 +60,14 @@ struct Held {
 
 struct Guard {
     _memory: Option<OwnedSemaphorePermit>,
-    /// Dropped with the response: ends the wait for a peer that does not read.
-    _sent: Option<oneshot::Sender<()>>,
+    unsent: Arc<Mutex<Unsent>>,
+    number: u64,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.unsent.lock().responses.remove(&self.number);
+    }
 }
 
 impl ResponseBudget {
@@ -59,6 +76,48 @@ impl ResponseBudget {
         ResponseBudget {
             units: Arc::new(Semaphore::new(total as usize)),
             total,
+            unsent: Arc::default(),
+        }
+    }
+
+    /// Holds the memory until the response is sent.
+    pub(super) fn attach<T>(
+        &self,
+        memory: ResponseMemory,
+        response: &mut Response<T>,
+        connection: Option<ConnectionInfo>,
+    ) {
+        let mut unsent = self.unsent.lock();
+        let number = unsent.begun;
+        unsent.begun += 1;
+        if let Some(connection) = connection {
+            unsent
+                .responses
+                .insert(number, (Instant::now(), connection));
+        }
+        drop(unsent);
+        response.extensions_mut().insert(Held {
+            _guard: Arc::new(Guard {
+                _memory: memory.0,
+                unsent: self.unsent.clone(),
+                number,
+            }),
+        });
+    }
+
+    /// Disconnects peers that do not read a response in time. Runs until it is dropped.
+    pub(super) async fn watch_peers(&self) {
+        let mut look = tokio::time::interval(STALL / 30);
+        loop {
+            let now = look.tick().await;
+            let mut unsent = self.unsent.lock();
+            while let Some(oldest) = unsent.responses.first_entry()
+                && now.saturating_duration_since(oldest.get().0) >= STALL
+            {
+                let (_, connection) = oldest.remove();
+                warn!(peer = %connection.peer, "closed a connection: its client did not read a response within {STALL:?}");
+                connection.close();
+            }
         }
     }
 
@@ -86,29 +145,9 @@ impl ResponseMemory {
             drop(permit.split(surplus));
         }
     }
-
-    /// Holds the memory until the response is sent. A peer that does not read it in time loses its connection.
-    pub(super) fn attach<T>(self, response: &mut Response<T>, connection: Option<ConnectionInfo>) {
-        let sent = connection.map(|connection| {
-            let (sent, wait) = oneshot::channel::<()>();
-            tokio::spawn(async move {
-                if tokio::time::timeout(STALL, wait).await.is_err() {
-                    warn!(peer = %connection.peer, "closed a connection: its client did not read a response within {STALL:?}");
-                    connection.close();
-                }
-            });
-            sent
-        });
-        response.extensions_mut().insert(Held {
-            _guard: Arc::new(Guard {
-                _memory: self.0,
-                _sent: sent,
-            }),
-        });
-    }
 }
 
-/// Moves what [`ResponseMemory::attach`] left with a response into its body's data, to live as long: the body itself is gone as
+/// Moves what [`ResponseBudget::attach`] left with a response into its body's data, to live as long: the body itself is gone as
 /// soon as the connection has taken its data over, which is long before a slow peer has read it.
 pub(super) fn hold_memory(mut response: http::Response<Body>) -> http::Response<Body> {
     match response.extensions_mut().remove::<Held>() {
@@ -186,41 +225,71 @@ impl RequestBudget {
         }
     }
 
-    /// Meters a request: each of its messages waits for its part of the budget before it is received.
+    /// Meters a request: its message waits for its part of the budget before it is received.
     pub(super) fn meter(&self, mut request: http::Request<Body>) -> http::Request<Body> {
-        let memory = RequestMemory::default();
-        let streaming = request.uri().path().ends_with("/ProduceStream");
-        if !streaming {
-            request.extensions_mut().insert(memory.clone());
+        if request.uri().path().ends_with("/ProduceStream") {
+            return Messages::take_over(request, self);
         }
+        let memory = RequestMemory::default();
+        request.extensions_mut().insert(memory.clone());
         request.map(|body| {
             Body::new(MeteredBody {
                 body,
-                large: PollSemaphore::new(self.large.clone()),
-                small: PollSemaphore::new(self.small.clone()),
-                budget: self.clone(),
+                admission: self.admission(),
+                max_message: self.max_message,
                 state: Metered::Prefix(Prefix::default()),
-                streaming,
                 pending: Bytes::new(),
                 memory,
                 deadline: None,
             })
         })
     }
+
+    pub(super) fn admission(&self) -> Admission {
+        Admission {
+            large: PollSemaphore::new(self.large.clone()),
+            small: PollSemaphore::new(self.small.clone()),
+            large_total: self.large_total,
+        }
+    }
+
+    /// Bytes of one message at most.
+    pub(super) fn max_message(&self) -> usize {
+        self.max_message
+    }
 }
 
-/// Follows gRPC's framing (one byte for compression, four for the length, then the message) to know when a message begins.
-struct MeteredBody {
-    body: Body,
-    budget: RequestBudget,
+/// A part of the budget.
+pub(super) type Permit = OwnedSemaphorePermit;
+
+/// One request's place in the queue for memory.
+pub(super) struct Admission {
     large: PollSemaphore,
     small: PollSemaphore,
+    large_total: u32,
+}
+
+impl Admission {
+    /// Waits until a message of `length` bytes fits.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, length: usize) -> Poll<Option<Permit>> {
+        match length {
+            ..=SMALL_MESSAGE => self.small.poll_acquire_many(cx, units(length)),
+            _ => self
+                .large
+                .poll_acquire_many(cx, units(length).min(self.large_total)),
+        }
+    }
+}
+
+/// Follows gRPC's framing (one byte for compression, four for the length, then the message) to know when the message begins.
+struct MeteredBody {
+    body: Body,
+    admission: Admission,
+    max_message: usize,
     state: Metered,
-    /// Several messages may come; else one.
-    streaming: bool,
-    /// Received, but not yet passed on: its message waits for memory.
+    /// Received, but not yet passed on: the message waits for memory.
     pending: Bytes,
-    /// For the message that is being received or handled; tonic asks for the next one of a stream only then.
+    /// For the message that is being received or handled.
     memory: RequestMemory,
     deadline: Option<Pin<Box<Sleep>>>,
 }
@@ -229,73 +298,51 @@ struct MeteredBody {
 enum Metered {
     /// Before or in a message's prefix.
     Prefix(Prefix),
-    /// So many bytes of the message are to come.
-    Message(usize),
+    /// In the message.
+    Message,
 }
 
+/// What has come of the five bytes before a message.
 #[derive(Clone, Copy, Default)]
-struct Prefix {
+pub(super) struct Prefix {
     bytes: [u8; 5],
     len: usize,
 }
 
-impl MeteredBody {
-    fn is_between_messages(&self) -> bool {
-        matches!(self.state, Metered::Prefix(Prefix { len: 0, .. }))
+impl Prefix {
+    pub(super) fn is_empty(&self) -> bool {
+        self.len == 0
     }
 
-    /// Waits for the memory of a message that begins in `pending`. Returns how many bytes may be passed on: up to the message's end at most.
+    /// Takes what is missing from `source`. Once complete: the compression flag and the message's length.
+    pub(super) fn fill(&mut self, source: &mut impl Buf) -> Option<(u8, u32)> {
+        let taken = source.remaining().min(self.bytes.len() - self.len);
+        source.copy_to_slice(&mut self.bytes[self.len..self.len + taken]);
+        self.len += taken;
+        let [compressed, length @ ..] = self.bytes;
+        (self.len == self.bytes.len()).then(|| (compressed, u32::from_be_bytes(length)))
+    }
+}
+
+impl MeteredBody {
+    /// Waits for the memory of a message that begins in `pending`. Returns how many bytes may be passed on.
     fn poll_admit(&mut self, cx: &mut Context<'_>) -> Poll<usize> {
         let mut rest = &self.pending[..];
         let mut state = self.state;
-        let mut begun = None;
-        loop {
-            match &mut state {
-                _ if rest.is_empty() => break,
-                Metered::Message(left) => {
-                    let taken = rest.len().min(*left);
-                    *left -= taken;
-                    rest.advance(taken);
-                    if *left == 0 {
-                        state = Metered::Prefix(Prefix::default());
-                        break;
-                    }
-                }
-                Metered::Prefix(prefix) => {
-                    prefix.bytes[prefix.len] = rest[0];
-                    prefix.len += 1;
-                    rest.advance(1);
-                    if prefix.len == prefix.bytes.len() {
-                        let [_, length @ ..] = prefix.bytes;
-                        let length = u32::from_be_bytes(length) as usize;
-                        if length == 0 {
-                            state = Metered::Prefix(Prefix::default());
-                            break;
-                        }
-                        // A message beyond the limit is refused by tonic as soon as it sees the prefix.
-                        begun = Some(length.min(self.budget.max_message));
-                        state = Metered::Message(length);
-                    }
-                }
-            }
-        }
-        let admitted = self.pending.len() - rest.len();
-        if let Some(length) = begun {
-            let acquired = match length {
-                ..=SMALL_MESSAGE => self.small.poll_acquire_many(cx, units(length)),
-                _ => self
-                    .large
-                    .poll_acquire_many(cx, units(length).min(self.budget.large_total)),
-            };
-            *self.memory.0.lock() = ready!(acquired);
+        if let Metered::Prefix(prefix) = &mut state
+            && let Some((_, length)) = prefix.fill(&mut rest)
+        {
+            let length = length as usize;
+            // A message beyond the limit is refused by tonic as soon as it sees the prefix.
+            let admitted = ready!(self.admission.poll(cx, length.min(self.max_message)));
+            *self.memory.0.lock() = admitted;
+            self.deadline = None;
+            state = Metered::Message;
         }
         self.state = state;
-        if self.streaming && self.is_between_messages() {
-            self.deadline = None;
-        } else if begun.is_some() || self.deadline.is_none() {
-            self.deadline = Some(Box::pin(tokio::time::sleep(STALL)));
-        }
-        Poll::Ready(admitted)
+        self.deadline
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(STALL)));
+        Poll::Ready(self.pending.len())
     }
 }
 
@@ -308,10 +355,6 @@ impl HttpBody for MeteredBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
-        if this.streaming && this.is_between_messages() {
-            // More is asked for and nothing is begun: all that was passed on has been handled.
-            *this.memory.0.lock() = None;
-        }
         if this.pending.is_empty() {
             match Pin::new(&mut this.body).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
@@ -323,9 +366,7 @@ impl HttpBody for MeteredBody {
                     let deadline = this.deadline.as_mut();
                     if deadline.is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready()) {
                         *this.memory.0.lock() = None;
-                        let message =
-                            format!("a message was begun and not completed within {STALL:?}");
-                        return Poll::Ready(Some(Err(Status::deadline_exceeded(message))));
+                        return Poll::Ready(Some(Err(stalled())));
                     }
                     return Poll::Pending;
                 }

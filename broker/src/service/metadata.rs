@@ -97,7 +97,9 @@ impl MetadataService for Metadata {
         };
         memory.shrink(answer.encoded_len());
         let mut response = Response::new(answer);
-        memory.attach(&mut response, connection);
+        self.broker
+            .response_memory
+            .attach(memory, &mut response, connection);
         Ok(response)
     }
 }

@@ -4,6 +4,7 @@ mod connection;
 mod consumer;
 mod error;
 mod memory;
+mod messages;
 mod metadata;
 mod producer;
 mod sliced;
@@ -150,6 +151,7 @@ pub async fn serve(
     tokio::pin!(server);
     tokio::select! {
         ended = &mut server => return Ok(ended?),
+        () = broker.response_memory.watch_peers() => {}
         () = broker.stopping() => health.set_service_status("", tonic_health::ServingStatus::NotServing).await,
     }
     // Clients that keep their streams open would hold the broker up; what they have sent is finished by now.

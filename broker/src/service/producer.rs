@@ -21,6 +21,7 @@ use super::{
     Broker, MAX_PARTITIONS_PER_REQUEST,
     error::ApiError,
     memory::{RequestMemory, STALL},
+    messages::Messages,
 };
 use crate::{
     observe::Method,
@@ -284,13 +285,14 @@ impl ProducerService for Producer {
 
     async fn produce_stream(
         &self,
-        request: Request<Streaming<ProduceStreamRequest>>,
+        mut request: Request<Streaming<ProduceStreamRequest>>,
     ) -> Result<Response<Self::ProduceStreamStream>, Status> {
+        let requests = Messages::of(&mut request)?;
         let (answers, stream) = mpsc::channel(MAX_IN_FLIGHT);
         let producer = Producer {
             broker: self.broker.clone(),
         };
-        tokio::spawn(producer.serve(request.into_inner(), answers));
+        tokio::spawn(producer.serve(requests, answers));
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 
@@ -314,7 +316,7 @@ impl Producer {
     /// Serves one produce stream until the client ends it or goes away; what was accepted is answered all the same.
     async fn serve(
         self,
-        mut requests: Streaming<ProduceStreamRequest>,
+        mut requests: Messages,
         answers: mpsc::Sender<Result<ProduceStreamResponse, Status>>,
     ) {
         let mut in_flight = FuturesUnordered::new();
@@ -328,8 +330,8 @@ impl Producer {
                         return;
                     }
                 }
-                request = requests.message(), if open && in_flight.len() < MAX_IN_FLIGHT => match request {
-                    Ok(Some(ProduceStreamRequest { correlation_id, request })) => {
+                request = requests.next(), if open && in_flight.len() < MAX_IN_FLIGHT => match request {
+                    Some(Ok(ProduceStreamRequest { correlation_id, request })) => {
                         let timer = self.broker.metrics.start(Method::ProduceStream);
                         let accepted = self.accept(request.unwrap_or_default()).await;
                         let metrics = &self.broker.metrics;
@@ -348,8 +350,8 @@ impl Producer {
                             }
                         });
                     }
-                    Ok(None) => open = false,
-                    Err(status) => {
+                    None => open = false,
+                    Some(Err(status)) => {
                         // The client broke off or sent what is no message: nothing more can be read.
                         let _ = answers.try_send(Err(status));
                         open = false;
