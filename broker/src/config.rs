@@ -48,7 +48,7 @@ pub struct Config {
     #[arg(
         long,
         env = "MILLRACE_WRITE_BUFFER",
-        default_value = "32MiB",
+        default_value = "16MiB",
         value_name = "SIZE"
     )]
     pub write_buffer: ByteSize,
@@ -75,7 +75,7 @@ pub struct Config {
     #[arg(
         long,
         env = "MILLRACE_TAIL_CACHE",
-        default_value = "32MiB",
+        default_value = "16MiB",
         value_name = "SIZE"
     )]
     pub tail_cache: ByteSize,

@@ -56,7 +56,7 @@ pub struct StorageOptions {
     /// When an append may be acknowledged.
     pub durability: Durability,
     /// Bytes of batches in one generation. Larger ones make catch-up reads more sequential; smaller ones need less memory and
-    /// give space back sooner. Default 32 MiB.
+    /// give space back sooner. Default 16 MiB.
     pub generation_bytes: usize,
     /// Generations in memory at most: one that fills, the others on their way to disk. Default 3.
     pub write_buffers: usize,
@@ -64,7 +64,7 @@ pub struct StorageOptions {
     pub generation_age: Duration,
     /// Bytes of blocks cached for reads of old data and for the index blocks of all files. Default 32 MiB.
     pub block_cache_bytes: usize,
-    /// Bytes of the newest batches kept in memory for consumers that keep up. Default 32 MiB.
+    /// Bytes of the newest batches kept in memory for consumers that keep up. Default 16 MiB.
     pub tail_cache_bytes: usize,
     /// Bytes of appends waiting for the writer. Producers wait beyond that. Default 32 MiB.
     pub queued_bytes: usize,
@@ -82,11 +82,11 @@ impl StorageOptions {
         StorageOptions {
             path: path.into(),
             durability: Durability::default(),
-            generation_bytes: 32 * MIB,
+            generation_bytes: 16 * MIB,
             write_buffers: 3,
             generation_age: Duration::from_secs(600),
             block_cache_bytes: 32 * MIB,
-            tail_cache_bytes: 32 * MIB,
+            tail_cache_bytes: 16 * MIB,
             queued_bytes: 32 * MIB,
             min_free_bytes: 512 * MIB as u64,
             retention_interval: Duration::from_secs(30),
