@@ -1,7 +1,7 @@
 //! The consumer's background task: long polls to each leader, the next as soon as the last is back and there is room for more.
 //!
-//! A leader gets two at a time, for one half of its partitions each, so that it reads for one while the other's bytes are on
-//! their way.
+//! A leader that has much to send gets two at a time, for one half of its partitions each, so that it reads for one while the
+//! other's bytes are on their way. Where little comes, one call for all of it costs both sides less, and comes back sooner.
 //!
 //! What to ask and what answers mean is decided in `cursors`; here are calls, cancellation, memory and metadata.
 
@@ -45,11 +45,38 @@ pub(crate) enum Command {
     Resume { index: usize, generation: u64 },
 }
 
-/// Polls to a leader at a time, each for its share of the partitions.
-const LANES: usize = 2;
+/// An answer of this size is much.
+const MUCH: usize = 256 << 10;
+/// A leader sends much until so long after its last such answer; one of its polls may bring little all the while.
+const CALM: Duration = Duration::from_millis(100);
 
-/// A leader, and which of its polls.
-type Lane = (Arc<str>, usize);
+/// One of the polls of a leader: number `index` of `count`, each for its share of the partitions.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Lane {
+    leader: Arc<str>,
+    index: usize,
+    count: usize,
+}
+
+/// Which leaders send much, and when they last did.
+#[derive(Debug, Default)]
+pub(crate) struct Pace(HashMap<Arc<str>, Instant>);
+
+impl Pace {
+    /// How many polls the leader gets at a time.
+    fn lanes(&self, leader: &Arc<str>) -> usize {
+        1 + usize::from(self.0.contains_key(leader))
+    }
+
+    /// An answer of so many bytes came. Returns whether the number of polls is another one now.
+    fn note(&mut self, leader: &Arc<str>, bytes: usize, now: Instant) -> bool {
+        if bytes >= MUCH {
+            return self.0.insert(leader.clone(), now).is_none();
+        }
+        let calm = self.0.get(leader).is_some_and(|last| now - *last > CALM);
+        calm && self.0.remove(leader).is_some()
+    }
+}
 
 struct Poll {
     asked: Vec<Asked>,
@@ -78,6 +105,7 @@ pub(crate) struct Fetcher {
     pub(crate) topics: Vec<String>,
     /// As many as the buffer has room for.
     pub(crate) items: mpsc::UnboundedSender<Item>,
+    pub(crate) pace: Pace,
 }
 
 impl Fetcher {
@@ -97,14 +125,19 @@ impl Fetcher {
             let now = Instant::now();
             let mut starved = false;
             let leaders = self.cursors.leaders();
-            let lanes = leaders
-                .iter()
-                .flat_map(|leader| (0..LANES).map(|lane| (leader.clone(), lane)));
+            let lanes = leaders.iter().flat_map(|leader| {
+                let count = self.pace.lanes(leader);
+                (0..count).map(move |index| Lane {
+                    leader: leader.clone(),
+                    index,
+                    count,
+                })
+            });
             for lane in lanes {
                 if polls.contains_key(&lane) {
                     continue;
                 }
-                let share = (self.buffer.limit() / (2 * LANES * leaders.len()))
+                let share = (self.buffer.limit() / (4 * leaders.len()))
                     .clamp(MIN_FETCH, self.max_bytes.max(MIN_FETCH));
                 if !self.buffer.try_take(share) {
                     starved = true;
@@ -112,7 +145,8 @@ impl Fetcher {
                 }
                 let max_bytes = u32::try_from(share.min(self.max_bytes)).unwrap_or(u32::MAX);
                 let Some((request, asked)) =
-                    self.cursors.plan(&lane.0, (lane.1, LANES), max_bytes, now)
+                    self.cursors
+                        .plan(&lane.leader, (lane.index, lane.count), max_bytes, now)
                 else {
                     self.buffer.settle(share, 0);
                     continue;
@@ -172,7 +206,10 @@ impl Fetcher {
                         if polls.get(&lane).is_some_and(|poll| poll.0 == id)
                             && let Some((_, poll)) = polls.remove(&lane)
                         {
-                            self.on_fetched(poll, result);
+                            let came = self.on_fetched(poll, result);
+                            if self.pace.note(&lane.leader, came, Instant::now()) {
+                                self.interrupt([lane.leader].into_iter(), &mut polls);
+                            }
                         }
                     }
                     Ok(Done::Refreshed(result)) => {
@@ -230,15 +267,20 @@ impl Fetcher {
         leaders: impl Iterator<Item = Arc<str>>,
         polls: &mut HashMap<Lane, (u64, Poll)>,
     ) {
-        for lane in leaders.flat_map(|leader| (0..LANES).map(move |lane| (leader.clone(), lane))) {
-            if let Some((_, poll)) = polls.remove(&lane) {
-                poll.task.abort();
-                self.buffer.settle(poll.reserved, 0);
-            }
+        for leader in leaders {
+            polls.retain(|lane, (_, poll)| {
+                let concerned = lane.leader == leader;
+                if concerned {
+                    poll.task.abort();
+                    self.buffer.settle(poll.reserved, 0);
+                }
+                !concerned
+            });
         }
     }
 
-    fn on_fetched(&mut self, poll: Poll, result: Result<v1::FetchResponse, Error>) {
+    /// Returns the bytes that came.
+    fn on_fetched(&mut self, poll: Poll, result: Result<v1::FetchResponse, Error>) -> usize {
         let now = Instant::now();
         let metadata = self.client.cached();
         let items = match result {
@@ -253,12 +295,13 @@ impl Fetcher {
             }
             _ => 0,
         };
-        self.buffer
-            .settle(poll.reserved, items.iter().map(cost).sum());
+        let came = items.iter().map(cost).sum();
+        self.buffer.settle(poll.reserved, came);
         for item in items {
             // Fails only when the consumer is gone; then the commands end, too.
             let _ = self.items.send(item);
         }
+        came
     }
 
     /// The first partition of each whole topic that isn't read yet.
@@ -291,9 +334,9 @@ async fn fetch(
     max_wait: Duration,
 ) -> Done {
     let call = async {
-        let mut service = client.transport().fetcher(&lane.0)?;
+        let mut service = client.transport().fetcher(&lane.leader)?;
         let limit = client.transport().request_timeout() + max_wait;
-        Transport::call(&lane.0, limit, service.fetch(request)).await
+        Transport::call(&lane.leader, limit, service.fetch(request)).await
     };
     let result = call.await;
     Done::Fetched { lane, id, result }
@@ -327,4 +370,26 @@ async fn refresh(client: Client, topics: Vec<String>, known: Vec<(Arc<str>, i32)
         Ok(joined.collect())
     };
     Done::Refreshed(look.await)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leader_gets_a_second_poll_while_it_sends_much() {
+        let leader: Arc<str> = "broker".into();
+        let mut pace = Pace::default();
+        let start = Instant::now();
+        assert!(!pace.note(&leader, 100, start));
+        assert_eq!(pace.lanes(&leader), 1);
+        assert!(pace.note(&leader, MUCH, start));
+        assert_eq!(pace.lanes(&leader), 2);
+        // One of its two polls may bring little.
+        assert!(!pace.note(&leader, 100, start + CALM));
+        assert!(!pace.note(&leader, MUCH, start + CALM));
+        assert!(!pace.note(&leader, 100, start + 2 * CALM));
+        assert!(pace.note(&leader, 100, start + 3 * CALM));
+        assert_eq!(pace.lanes(&leader), 1);
+    }
 }

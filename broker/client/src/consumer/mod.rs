@@ -28,7 +28,7 @@ use tokio::{
 use self::{
     buffer::Buffer,
     cursors::{Assigned, Cursors, FetchSettings, Fetched, Item},
-    fetcher::{BATCH_OVERHEAD, Command, Fetcher},
+    fetcher::{BATCH_OVERHEAD, Command, Fetcher, Pace},
 };
 use crate::{
     Client,
@@ -213,6 +213,7 @@ impl ConsumerBuilder {
             whole_topics,
             topics,
             items,
+            pace: Pace::default(),
         };
         let task = tokio::spawn(fetcher.run(commands_out)).abort_handle();
         let mut engine = Engine {
