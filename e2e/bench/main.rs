@@ -126,10 +126,16 @@ impl Bench {
 async fn main() -> ExitCode {
     let cli = Cli::parse();
     raise_open_files();
-    // Whatever stops it, `run` is dropped, and with it every process and folder that it made.
+    // A task, as an app's work is: on the main thread each record that comes would have to wake another thread.
+    let mut work = tokio::spawn(run(cli));
     let result = tokio::select! {
-        result = run(cli) => result,
-        signal = stopped() => signal.and_then(|signal| bail!("stopped by {signal}")),
+        result = &mut work => result.unwrap_or_else(|error| Err(error.into())),
+        signal = stopped() => {
+            // Ends when `run` has been dropped, and with it every process and folder that it made.
+            work.abort();
+            let _ = work.await;
+            signal.and_then(|signal| bail!("stopped by {signal}"))
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
