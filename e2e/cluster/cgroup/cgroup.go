@@ -114,7 +114,7 @@ func Kill(group string) error {
 
 // Signal sends a signal to every process in a tree, and returns how many there are.
 func Signal(group string, signal syscall.Signal) (int, error) {
-	pids, err := processes(group)
+	pids, err := Processes(group)
 	for pid := range pids {
 		_ = syscall.Kill(pid, signal) // it may have ended by now
 	}
@@ -136,14 +136,8 @@ func Remove(group string) error {
 	})
 }
 
-// Exists tells whether the group is there in any hierarchy.
-func Exists(group string) bool {
-	found := false
-	_ = walk(group, func(folders []string) { found = found || len(folders) > 0 })
-	return found
-}
-
-func processes(group string) (map[int]bool, error) {
+// Processes are those in a tree.
+func Processes(group string) (map[int]bool, error) {
 	pids := map[int]bool{}
 	err := walk(group, func(folders []string) {
 		for _, folder := range folders {

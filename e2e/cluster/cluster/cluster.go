@@ -8,6 +8,7 @@ import (
 	"sort"
 	"syscall"
 
+	"millrace.dev/e2e/cluster/cgroup"
 	"millrace.dev/e2e/cluster/machine"
 	"millrace.dev/e2e/cluster/plan"
 )
@@ -40,6 +41,25 @@ func (c Cluster) nodes() []int {
 	}
 	sort.Ints(numbers)
 	return numbers
+}
+
+// notAnothers fails if the cluster that runs on this host has its state elsewhere: names and addresses are for one only.
+func (c Cluster) notAnothers() error {
+	pids, err := cgroup.Processes(plan.CgroupRoot)
+	if err != nil {
+		return err
+	}
+	for pid := range pids {
+		// A machine's first process works in the machine's folder.
+		folder, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid))
+		if err != nil || !exists(folder) || filepath.Base(filepath.Dir(folder)) != "machines" {
+			continue
+		}
+		if state := filepath.Dir(filepath.Dir(folder)); state != c.State {
+			return fmt.Errorf("another cluster runs on this host, in %s: take that one down first, with its own launcher", state)
+		}
+	}
+	return nil
 }
 
 // Exclusively runs an action while no other one runs on the same cluster.

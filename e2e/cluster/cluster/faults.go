@@ -45,8 +45,37 @@ func (c Cluster) NodeWipe(number int) error {
 // NodeCut takes the node's cable out: its processes go on, and reach nobody outside.
 func (c Cluster) NodeCut(number int) error { return c.plug(number, false) }
 
-// NodeHeal puts it back.
-func (c Cluster) NodeHeal(number int) error { return c.plug(number, true) }
+// NodePart cuts the node off from one other machine (0 is the control machine) only.
+func (c Cluster) NodePart(number, other int) error { return c.part(number, other, true) }
+
+// NodeHeal mends what NodeCut and NodePart did to the node.
+func (c Cluster) NodeHeal(number int) error {
+	if err := c.plug(number, true); err != nil {
+		return err
+	}
+	for _, other := range append(c.nodes(), 0) {
+		if other == number || c.machine(plan.Machine(other)).Pid() == 0 {
+			continue
+		}
+		if err := c.part(number, other, false); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c Cluster) part(number, other int, apart bool) error {
+	if number == other {
+		return fmt.Errorf("%s can't be cut off from itself", plan.Node(number))
+	}
+	var pids [2]int
+	for i, name := range []string{plan.Node(number), plan.Machine(other)} {
+		if pids[i] = c.machine(name).Pid(); pids[i] == 0 {
+			return fmt.Errorf("%s is off", name)
+		}
+	}
+	return network.Part(pids[0], number, pids[1], other, apart)
+}
 
 func (c Cluster) plug(number int, in bool) error {
 	pid, err := c.running()

@@ -18,15 +18,27 @@ func (c Cluster) Status(ctx context.Context, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	ready := c.readiness(ctx)
-	whole := c.describe(out, plan.Control, ready[plan.Control])
+	ready, err := c.readiness(ctx)
+	if err != nil {
+		fmt.Fprintln(out, "the API server doesn't answer:", err)
+	}
+	whole := c.describe(out, plan.Control) && err == nil
 	for _, number := range c.nodes() {
 		name := plan.Node(number)
-		notes := []string{ready[name]}
-		if c.machine(name).Pid() != 0 && !network.Plugged(pid, number) {
-			notes = append(notes, "cut off")
+		var notes []string
+		if own := c.machine(name).Pid(); own != 0 {
+			if !network.Plugged(pid, number) {
+				notes = append(notes, "cut off")
+			}
+			for _, other := range network.Parted(own) {
+				notes = append(notes, "cut off from "+other)
+			}
 		}
-		whole = c.describe(out, name, notes...) && whole && ready[name] == "Ready" && len(notes) == 1
+		whole = whole && len(notes) == 0 && ready[name]
+		if err == nil && !ready[name] {
+			notes = append(notes, "not ready")
+		}
+		whole = c.describe(out, name, notes...) && whole
 	}
 	fmt.Fprintf(out, "\nkubeconfig: %s\nlogs: %s/*/log\n", c.Kubeconfig(), c.Machine(""))
 	if !whole {
@@ -39,7 +51,7 @@ func (c Cluster) Status(ctx context.Context, out io.Writer) error {
 func (c Cluster) describe(out io.Writer, name string, notes ...string) bool {
 	m := c.machine(name)
 	if m.Pid() == 0 {
-		fmt.Fprintf(out, "%-8s  off\n", name)
+		fmt.Fprintf(out, "%-8s  OFF\n", name)
 		return false
 	}
 	services, err := m.Services()
@@ -48,39 +60,38 @@ func (c Cluster) describe(out io.Writer, name string, notes ...string) bool {
 		return false
 	}
 	whole := true
-	var states []string
+	states := []string{}
 	for _, service := range services {
 		state := service.Name
 		if service.Pid == 0 {
 			whole = false
-			state += " (stopped)"
+			state += " STOPPED"
 		}
 		if service.Restarts > 0 {
 			state += fmt.Sprintf(" (started again %d times)", service.Restarts)
 		}
 		states = append(states, state)
 	}
-	fmt.Fprintf(out, "%-8s  %s: %s\n", name, strings.Join(notes, ", "), strings.Join(states, ", "))
+	if len(notes) > 0 {
+		states = append([]string{strings.ToUpper(strings.Join(notes, ", "))}, states...)
+	}
+	fmt.Fprintf(out, "%-8s  %s\n", name, strings.Join(states, ", "))
 	return whole
 }
 
-// readiness is what the API server says of each machine.
-func (c Cluster) readiness(ctx context.Context) map[string]string {
-	ready := map[string]string{plan.Control: "the API server doesn't answer"}
+// readiness is what the API server says of each node.
+func (c Cluster) readiness(ctx context.Context) (map[string]bool, error) {
 	api, err := c.client()
 	if err != nil {
-		return ready
+		return nil, err
 	}
 	nodes, err := api.CoreV1().Nodes().List(ctx, meta.ListOptions{})
 	if err != nil {
-		return ready
+		return nil, err
 	}
-	ready[plan.Control] = "Ready"
+	ready := map[string]bool{}
 	for _, node := range nodes.Items {
-		ready[node.Name] = "NotReady"
-		if is, _ := nodeReady(&node); is {
-			ready[node.Name] = "Ready"
-		}
+		ready[node.Name], _ = nodeReady(&node)
 	}
-	return ready
+	return ready, nil
 }

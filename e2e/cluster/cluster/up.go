@@ -103,6 +103,7 @@ func (c Cluster) APIServerStart(ctx context.Context) error {
 // Down ends all that runs, and removes all that is there.
 func (c Cluster) Down() error {
 	for _, step := range []func() error{
+		c.notAnothers,
 		killAll,
 		network.Unhost,
 		removeGroups,

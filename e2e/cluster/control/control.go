@@ -72,6 +72,8 @@ func Services() []machine.Service {
 			"--root-ca-file="+file("ca.crt"),
 			"--cluster-signing-cert-file="+file("ca.crt"),
 			"--cluster-signing-key-file="+file("ca.key"),
+			// Made if it is missing; by default in a folder of the host.
+			"--flex-volume-plugin-dir=/var/lib/flex-volume-plugins",
 			// A dead node is seen in 20 s instead of 50; its Lease is renewed every 2.5 s (node/kubelet.yaml).
 			"--node-monitor-grace-period=20s",
 			"--profiling=false",

@@ -2,6 +2,9 @@
 package kubeconfig
 
 import (
+	"os"
+	"strconv"
+
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/clientcmd/api"
 
@@ -22,5 +25,12 @@ func Write(path string, authority *pki.Authority, user string, groups []string) 
 	config.AuthInfos[user] = &api.AuthInfo{ClientCertificateData: pair.Certificate, ClientKeyData: pair.Key}
 	config.Contexts[name] = &api.Context{Cluster: name, AuthInfo: user}
 	config.CurrentContext = name
-	return clientcmd.WriteToFile(*config, path)
+	if err := clientcmd.WriteToFile(*config, path); err != nil {
+		return err
+	}
+	// For nobody else to read; but who asked for root's help for this is to use it.
+	if owner, err := strconv.Atoi(os.Getenv("SUDO_UID")); err == nil {
+		return os.Chown(path, owner, -1)
+	}
+	return nil
 }

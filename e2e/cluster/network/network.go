@@ -13,6 +13,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"millrace.dev/e2e/cluster/plan"
 )
@@ -64,32 +65,6 @@ func Node(controlPid, pid, number int) error {
 			return node.RouteAdd(&netlink.Route{Dst: &everything, Gw: net.ParseIP(plan.ControlAddress)})
 		})
 	})
-}
-
-// Plug says whether the node's cable is in or out. While it is out nothing leaves or enters the machine, not even the news that a connection
-// has ended.
-func Plug(controlPid, number int, in bool) error {
-	return within(controlPid, func(control *netlink.Handle) error {
-		link, err := control.LinkByName(plan.Node(number))
-		if err != nil {
-			return fmt.Errorf("%s has no cable: %w", plan.Node(number), err)
-		}
-		if in {
-			return control.LinkSetUp(link)
-		}
-		return control.LinkSetDown(link)
-	})
-}
-
-// Plugged tells whether the node's cable is in.
-func Plugged(controlPid, number int) bool {
-	in := false
-	_ = within(controlPid, func(control *netlink.Handle) error {
-		link, err := control.LinkByName(plan.Node(number))
-		in = err == nil && link.Attrs().Flags&net.FlagUp != 0
-		return err
-	})
-	return in
 }
 
 // Unhost takes the host's cable away, if it is still there.
@@ -187,13 +162,20 @@ func podRoutes(handle *netlink.Handle, own int) error {
 		if number == own {
 			continue
 		}
-		_, pods, err := net.ParseCIDR(plan.PodRangeOf(number))
-		if err != nil {
-			return err
-		}
-		if err := handle.RouteAdd(&netlink.Route{Dst: pods, Gw: net.ParseIP(plan.NodeAddress(number))}); err != nil {
-			return fmt.Errorf("route to %s: %w", pods, err)
+		if err := handle.RouteAdd(podRoute(number, false)); err != nil {
+			return fmt.Errorf("route to the pods of %s: %w", plan.Node(number), err)
 		}
 	}
 	return nil
+}
+
+func podRoute(number int, dropped bool) *netlink.Route {
+	_, pods, err := net.ParseCIDR(plan.PodRangeOf(number))
+	if err != nil {
+		panic(err) // the plan is wrong
+	}
+	if dropped {
+		return &netlink.Route{Dst: pods, Type: unix.RTN_BLACKHOLE}
+	}
+	return &netlink.Route{Dst: pods, Gw: net.ParseIP(plan.NodeAddress(number))}
 }

@@ -66,6 +66,30 @@ func NodeAddress(number int) string { return fmt.Sprintf("10.213.0.%d", 10+numbe
 // PodRangeOf is the part of PodRange that a node's pods get.
 func PodRangeOf(number int) string { return fmt.Sprintf("10.244.%d.0/24", number) }
 
+// Machine is the name of a machine by its number: 0 is the control machine.
+func Machine(number int) string {
+	if number == 0 {
+		return Control
+	}
+	return Node(number)
+}
+
+// MachineAddress is its address.
+func MachineAddress(number int) string {
+	if number == 0 {
+		return ControlAddress
+	}
+	return NodeAddress(number)
+}
+
+// MachineNumber is its number, by its name or number.
+func MachineNumber(name string) (int, error) {
+	if name == Control {
+		return 0, nil
+	}
+	return NodeNumber(name)
+}
+
 // Zone is the failure domain of a node. Each node has its own, so that tests see rack awareness at work.
 func Zone(number int) string { return fmt.Sprintf("zone-%d", number) }
 

@@ -121,8 +121,7 @@ func node(c *cluster.Cluster) *cobra.Command {
 		{"kill", "Pull the plug: all on it ends at once", func(n int) error { return c.NodeKill(n) }},
 		{"wipe", "Pull the plug and empty the disk", func(n int) error { return c.NodeWipe(n) }},
 		{"start", "Turn it on (a new one too), resume it, heal it", func(n int) error { return c.NodeStart(n) }},
-		{"cut", "Take its network cable out", func(n int) error { return c.NodeCut(n) }},
-		{"heal", "Put the cable back", func(n int) error { return c.NodeHeal(n) }},
+		{"heal", "Mend what cut did", func(n int) error { return c.NodeHeal(n) }},
 		{"pause", "Stop each process on it, pods' too, where it stands", func(n int) error { return c.NodePause(n) }},
 		{"resume", "Let them go on", func(n int) error { return c.NodeResume(n) }},
 	} {
@@ -144,7 +143,38 @@ func node(c *cluster.Cluster) *cobra.Command {
 			},
 		})
 	}
+	verbs.AddCommand(cut(c))
 	return verbs
+}
+
+func cut(c *cluster.Cluster) *cobra.Command {
+	var from []string
+	cut := &cobra.Command{
+		Use: "cut NODE", Short: "Take its network cable out, or cut it off from some machines only", Args: cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			number, err := plan.NodeNumber(args[0])
+			if err != nil {
+				return err
+			}
+			return c.Exclusively(func() error {
+				if len(from) == 0 {
+					return c.NodeCut(number)
+				}
+				for _, name := range from {
+					other, err := plan.MachineNumber(name)
+					if err != nil {
+						return err
+					}
+					if err := c.NodePart(number, other); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+		},
+	}
+	cut.Flags().StringSliceVar(&from, "from", nil, "only from these: nodes, or `control`, where the API server and DNS are")
+	return cut
 }
 
 func apiServer(c *cluster.Cluster) *cobra.Command {
