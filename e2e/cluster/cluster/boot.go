@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -17,53 +18,34 @@ import (
 // bootControl turns the control machine on, and starts its services.
 func (c Cluster) bootControl() error {
 	m := c.control()
-	fresh := !exists(c.Kubeconfig()) // written last
 	if m.Pid() == 0 {
-		if err := c.boot(m, c.Volumes(), nil); err != nil {
-			return err
-		}
-		if err := network.Forward(m.Pid()); err != nil {
-			return err
-		}
-		if err := network.Control(m.Pid()); err != nil {
-			return err
-		}
-	}
-	if fresh {
-		if err := control.Configure(c.Folders); err != nil {
+		err := c.boot(m, c.Volumes(), nil, network.Control, func() error { return control.Configure(c.Folders) })
+		if err != nil {
 			return err
 		}
 	}
 	return start(m, control.Services())
 }
 
-// bootNode turns a node on, for the first time or again, and starts its services.
+// bootNode turns a node on, for the first time or again, lets a paused one run on, and starts its services.
 func (c Cluster) bootNode(number int) error {
 	controlPid, err := c.running()
 	if err != nil {
 		return err
 	}
 	m := c.machine(plan.Node(number))
+	if err := c.NodeResume(number); err != nil {
+		return err
+	}
 	if m.Pid() == 0 {
 		// What was left of its pods, if it was killed.
 		if err := cgroup.Remove(node.Group(number)); err != nil {
 			return err
 		}
-		volumes := filepath.Join(c.Volumes(), m.Name)
-		if err := os.MkdirAll(volumes, 0o755); err != nil {
-			return err
-		}
-		files := node.KernelSettings()
-		if err := c.boot(m, volumes, files); err != nil {
-			return err
-		}
-		if err := network.Forward(m.Pid()); err != nil {
-			return err
-		}
-		if err := network.Node(controlPid, m.Pid(), number); err != nil {
-			return err
-		}
-		if err := node.Configure(c.Folders, number); err != nil {
+		err := c.boot(m, filepath.Join(c.Volumes(), m.Name), node.KernelSettings(),
+			func(pid int) error { return network.Node(controlPid, pid, number) },
+			func() error { return node.Configure(c.Folders, number) })
+		if err != nil {
 			return err
 		}
 	}
@@ -78,7 +60,10 @@ func (c Cluster) bootNode(number int) error {
 	return start(m, services[1:])
 }
 
-func (c Cluster) boot(m machine.Machine, volumes string, files map[string]string) error {
+// boot turns a machine on, and prepares it for its services.
+func (c Cluster) boot(
+	m machine.Machine, volumes string, files map[string]string, join func(pid int) error, configure func() error,
+) error {
 	lib, log := filepath.Join(m.Folder, "lib"), filepath.Join(m.Folder, "log")
 	programs := filepath.Join(lib, filepath.Base(plan.Programs))
 	for _, folder := range []string{c.Config(m.Name), log, programs, filepath.Join(lib, filepath.Base(plan.Volumes)), volumes} {
@@ -90,7 +75,7 @@ func (c Cluster) boot(m machine.Machine, volumes string, files map[string]string
 	if err := cgroup.Make(group); err != nil {
 		return err
 	}
-	return m.Boot(c.Program("machine"), machine.Description{
+	err := m.Boot(c.Program("machine"), machine.Description{
 		Name:  m.Name,
 		Group: group,
 		Mounts: []machine.Mount{
@@ -101,6 +86,23 @@ func (c Cluster) boot(m machine.Machine, volumes string, files map[string]string
 		},
 		Files: files,
 	})
+	if err != nil {
+		return err
+	}
+	prepare := func() error {
+		if err := network.Forward(m.Pid()); err != nil {
+			return err
+		}
+		if err := join(m.Pid()); err != nil {
+			return err
+		}
+		return configure()
+	}
+	if err := prepare(); err != nil {
+		// A machine that is on is taken for one that is prepared.
+		return errors.Join(err, m.Kill())
+	}
+	return nil
 }
 
 // loadKept loads the images that this cluster was given, unless the node has them.

@@ -52,7 +52,7 @@ func (c Cluster) Up(ctx context.Context, nodes int) error {
 	}
 	boots, bootsCtx := errgroup.WithContext(ctx)
 	for _, number := range numbers {
-		boots.Go(func() error { return c.NodeStart(number) })
+		boots.Go(func() error { return c.bootNode(number) })
 	}
 	var client *client
 	boots.Go(func() (err error) {
@@ -61,6 +61,11 @@ func (c Cluster) Up(ctx context.Context, nodes int) error {
 	})
 	if err := boots.Wait(); err != nil {
 		return err
+	}
+	for _, number := range numbers {
+		if err := c.NodeHeal(number); err != nil {
+			return err
+		}
 	}
 	say("the API server answers, %d nodes are started", len(numbers))
 	if err := c.applyObjects(ctx); err != nil {
@@ -77,11 +82,8 @@ func (c Cluster) Up(ctx context.Context, nodes int) error {
 	return nil
 }
 
-// NodeStart turns a node on, lets a paused one run on, and puts its cable in.
+// NodeStart is bootNode and NodeHeal.
 func (c Cluster) NodeStart(number int) error {
-	if err := c.NodeResume(number); err != nil {
-		return err
-	}
 	if err := c.bootNode(number); err != nil {
 		return err
 	}

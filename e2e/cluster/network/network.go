@@ -34,7 +34,7 @@ func Control(pid int) error {
 		if err := podRoutes(control, 0); err != nil {
 			return err
 		}
-		if err := cable(control, "host", os.Getpid(), plan.HostLink); err != nil {
+		if err := cable(control, "host", os.Getpid(), plan.HostLink, nil); err != nil {
 			return err
 		}
 		return within(os.Getpid(), func(host *netlink.Handle) error {
@@ -50,7 +50,9 @@ func Node(controlPid, pid, number int) error {
 		if err := unplug(control, plan.Node(number)); err != nil {
 			return err
 		}
-		if err := cable(control, plan.Node(number), pid, "eth0"); err != nil {
+		// The same after each boot: for a while, the others go on sending to the one that they knew.
+		hardware := net.HardwareAddr{2, 0, 10, 213, 0, byte(number)}
+		if err := cable(control, plan.Node(number), pid, "eth0", hardware); err != nil {
 			return err
 		}
 		return within(pid, func(node *netlink.Handle) error {
@@ -103,15 +105,16 @@ func within(pid int, action func(*netlink.Handle) error) error {
 }
 
 // cable makes a pair of links: one end at the bridge, by the machine's name, the other one in the machine, without an address yet.
-func cable(control *netlink.Handle, name string, pid int, peer string) error {
+func cable(control *netlink.Handle, name string, pid int, peer string, hardware net.HardwareAddr) error {
 	bridge, err := control.LinkByName(bridgeName)
 	if err != nil {
 		return err
 	}
 	pair := &netlink.Veth{
-		LinkAttrs:     netlink.LinkAttrs{Name: name, MasterIndex: bridge.Attrs().Index},
-		PeerName:      peer,
-		PeerNamespace: netlink.NsPid(pid),
+		LinkAttrs:        netlink.LinkAttrs{Name: name, MasterIndex: bridge.Attrs().Index},
+		PeerName:         peer,
+		PeerNamespace:    netlink.NsPid(pid),
+		PeerHardwareAddr: hardware,
 	}
 	if err := control.LinkAdd(pair); err != nil {
 		return fmt.Errorf("cable %s: %w", name, err)
