@@ -1,7 +1,7 @@
 //! The consumer's background task: long polls to each leader, the next as soon as the last is back and there is room for more.
 //!
-//! A leader that has much to send gets two at a time, for one half of its partitions each, so that it reads for one while the
-//! other's bytes are on their way. Where little comes, one call for all of it costs both sides less, and comes back sooner.
+//! A leader that has much to send gets several at a time, for a share of its partitions each, so that it reads for some while the
+//! others' bytes are on their way. Where little comes, one call for all of it costs both sides less, and comes back sooner.
 //!
 //! What to ask and what answers mean is decided in `cursors`; here are calls, cancellation, memory and metadata.
 
@@ -45,6 +45,8 @@ pub(crate) enum Command {
     Resume { index: usize, generation: u64 },
 }
 
+/// Polls at a time to a leader that sends much. From the disk, four bring a fifth more than two; six bring less.
+const BUSY_LANES: usize = 4;
 /// An answer of this size is much.
 const MUCH: usize = 256 << 10;
 /// A leader sends much until so long after its last such answer; one of its polls may bring little all the while.
@@ -65,7 +67,10 @@ pub(crate) struct Pace(HashMap<Arc<str>, Instant>);
 impl Pace {
     /// How many polls the leader gets at a time.
     fn lanes(&self, leader: &Arc<str>) -> usize {
-        1 + usize::from(self.0.contains_key(leader))
+        match self.0.contains_key(leader) {
+            true => BUSY_LANES,
+            false => 1,
+        }
     }
 
     /// An answer of so many bytes came. Returns whether the number of polls is another one now.
@@ -137,7 +142,7 @@ impl Fetcher {
                 if polls.contains_key(&lane) {
                     continue;
                 }
-                let share = (self.buffer.limit() / (4 * leaders.len()))
+                let share = (self.buffer.limit() / (2 * BUSY_LANES * leaders.len()))
                     .clamp(MIN_FETCH, self.max_bytes.max(MIN_FETCH));
                 if !self.buffer.try_take(share) {
                     starved = true;
@@ -377,15 +382,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_leader_gets_a_second_poll_while_it_sends_much() {
+    fn a_leader_gets_more_polls_while_it_sends_much() {
         let leader: Arc<str> = "broker".into();
         let mut pace = Pace::default();
         let start = Instant::now();
         assert!(!pace.note(&leader, 100, start));
         assert_eq!(pace.lanes(&leader), 1);
         assert!(pace.note(&leader, MUCH, start));
-        assert_eq!(pace.lanes(&leader), 2);
-        // One of its two polls may bring little.
+        assert_eq!(pace.lanes(&leader), BUSY_LANES);
+        // One of its polls may bring little.
         assert!(!pace.note(&leader, 100, start + CALM));
         assert!(!pace.note(&leader, MUCH, start + CALM));
         assert!(!pace.note(&leader, 100, start + 2 * CALM));
