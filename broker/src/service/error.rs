@@ -99,7 +99,9 @@ impl ApiError {
                     .with("expected_crc", expected)
                     .with("actual_crc", actual)
             }
-            StorageError::Batch(_) | StorageError::Control => of(ErrorReason::InvalidBatch),
+            StorageError::Batch(_) | StorageError::Control | StorageError::Stamped => {
+                of(ErrorReason::InvalidBatch)
+            }
             StorageError::Sequence(SequenceError::OutOfOrder {
                 producer_id,
                 sequence,

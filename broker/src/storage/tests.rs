@@ -13,7 +13,8 @@ use std::{
 
 use bytes::Bytes;
 use millrace_record::{
-    BatchBuilder, BatchHeader, BatchOptions, ProducerState, TimestampType, decode, split,
+    BatchBuilder, BatchHeader, BatchOptions, ProducerState, TimestampType, decode,
+    set_log_append_time, split,
 };
 use tokio::sync::Notify;
 
@@ -528,6 +529,12 @@ async fn a_bad_batch_is_refused_and_leaves_other_partitions_alone() {
     assert!(matches!(
         append(&store, bad, vec![control.build().unwrap()]).await,
         Err(StorageError::Control)
+    ));
+    let mut stamped = batch(&["a"], 0, None).to_vec();
+    set_log_append_time(&mut stamped, 1);
+    assert!(matches!(
+        append(&store, bad, vec![stamped.into()]).await,
+        Err(StorageError::Stamped)
     ));
     assert_eq!(
         append(&store, good, vec![batch(&["b"], 0, None)])

@@ -84,6 +84,9 @@ impl PartitionAppend {
             if header.attributes.is_control() {
                 return Err(StorageError::Control);
             }
+            if header.attributes.timestamp_type() == TimestampType::LogAppendTime {
+                return Err(StorageError::Stamped);
+            }
             if header.max_timestamp > max_timestamp_ms {
                 return Err(StorageError::Timestamp {
                     timestamp_ms: header.max_timestamp,
