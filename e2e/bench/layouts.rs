@@ -1,8 +1,9 @@
 //! Which layout of batches in RocksDB costs least: the decision behind `broker/src/storage`, measured without a broker.
 //!
 //! Every layout gets the same appends (incompressible batches, round robin over the partitions, several in one write, write-ahead
-//! log, no fsync), the same write buffers and a new folder; then one partition is read from its beginning, from the disk. A plain
-//! file is the physical limit. Not responsible for what the broker adds to its batches: see `throughput`.
+//! log, no fsync, flushes past the page cache), the same write buffers and a new folder; then one partition is read from its
+//! beginning, from the disk. A plain file is the physical limit. Not responsible for what the broker adds to its batches: see
+//! `throughput`.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -34,7 +35,7 @@ pub(crate) struct Options {
 }
 
 /// What the broker's storage has by default.
-const GENERATION_BYTES: usize = 32 << 20;
+const GENERATION_BYTES: usize = 16 << 20;
 const BATCHES_PER_WRITE: u32 = 16;
 const LAYOUTS: [Layout; 5] = [
     Layout::Leveled,
@@ -193,6 +194,8 @@ impl Layout {
         options.set_statistics_level(StatsLevel::ExceptTimers);
         options.set_max_background_jobs(8);
         options.set_bytes_per_sync(1 << 20);
+        // As the broker does, where the file system can.
+        options.set_use_direct_io_for_flush_and_compaction(true);
         options.set_allow_concurrent_memtable_write(false);
         options.set_compression_type(DBCompressionType::None);
         options.set_write_buffer_size(GENERATION_BYTES);
