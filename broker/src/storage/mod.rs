@@ -11,7 +11,7 @@
 //!
 //! One WAL for all partitions: one group commit covers them all. Two databases rather than column families of one,
 //! since RocksDB syncs the WAL at every flush as soon as there are several families. With one, and without fsync, a WAL file is deleted
-//! before the kernel has written it back, so that the disk sees each batch once; appends ran two to three times as fast in
+//! before the kernel has written it back, so that the disk sees each batch once; appends ran nearly twice as fast in
 //! `e2e/bench/layouts.rs`. The price: no write covers both. `log` is always ahead: what `meta` says is derived from it, and [`recovery`]
 //! derives it again where `meta` is behind, and cuts it back where a crash of the machine took `log`'s unsynced end.
 //!
