@@ -5,9 +5,8 @@ use std::path::Path;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/crds");
     std::fs::create_dir_all(&folder)?;
-    std::fs::write(
-        folder.join("topics.millrace.dev.yaml"),
-        millrace_crds::crd_yaml()?,
-    )?;
+    for crd in millrace_crds::crds() {
+        std::fs::write(folder.join(crd.name), crd.yaml()?)?;
+    }
     Ok(())
 }

@@ -7,11 +7,14 @@ use std::time::Duration;
 use regex_lite::Regex;
 use thiserror::Error;
 
+use crate::names::{MAX_TOPIC_NAME, NAMESPACE_SEPARATOR};
 use crate::quantity::{ByteQuantity, parse_retention_time, parse_time};
-use crate::topic::{TimestampType, Topic};
+use crate::topic::{CleanupPolicy, Compression, TimestampType, Topic};
 
 /// The most partitions of one topic.
 pub const MAX_PARTITIONS: i32 = 10_000;
+/// The most replicas of a partition. More would only make `acks=all` slower.
+pub const MAX_REPLICATION_FACTOR: i32 = 32;
 /// The smallest legal `maxMessageBytes`: below it hardly a record fits beside the batch's header.
 pub const MIN_MAX_MESSAGE_BYTES: u32 = 128;
 /// The largest legal `maxMessageBytes`. A broker holds whole batches in memory, hence a limit far below the format's 2 GiB.
@@ -20,10 +23,30 @@ pub const MAX_MAX_MESSAGE_BYTES: u32 = 64 << 20;
 static OBJECT_NAME: LazyLock<Option<Regex>> =
     LazyLock::new(|| Regex::new(r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$").ok());
 
+/// What a Topic means where it says nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TopicDefaults {
+    /// How many partitions.
+    pub partitions: u32,
+    /// How many replicas of each.
+    pub replication_factor: u32,
+    /// How many of them for `acks=all`; at most the topic's replicas count.
+    pub min_insync_replicas: Option<u32>,
+}
+
+impl TopicDefaults {
+    /// Those of a standalone broker.
+    pub const STANDALONE: Self = Self {
+        partitions: 1,
+        replication_factor: 1,
+        min_insync_replicas: None,
+    };
+}
+
 /// A topic's settings, complete and legal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TopicConfig {
-    /// The topic's name.
+    /// The topic's name for clients.
     pub name: String,
     /// How many partitions it has, 1 to [`MAX_PARTITIONS`].
     pub partitions: u32,
@@ -31,16 +54,22 @@ pub struct TopicConfig {
     pub replication_factor: u32,
     /// How many of them must have a record for `acks=all`; `None`: the cluster's default. At most the replication factor.
     pub min_insync_replicas: Option<u32>,
+    /// What becomes of old records.
+    pub cleanup_policy: CleanupPolicy,
     /// Records older than this may be deleted; `None`: kept forever.
     pub retention_time: Option<Duration>,
     /// A partition's oldest records may be deleted while it holds more; `None`: no limit.
     pub retention_bytes: Option<u64>,
+    /// How batches are compressed where they are stored.
+    pub compression: Compression,
     /// The most bytes of a record batch.
     pub max_message_bytes: u32,
     /// Whose clock timestamps are from.
     pub timestamp_type: TimestampType,
     /// How far ahead of the broker's clock a producer's timestamps may be.
     pub timestamp_after_max: Duration,
+    /// Whether a replica that may lack acknowledged records may lead.
+    pub unclean_leader_election: bool,
 }
 
 /// Why a `Topic` is not legal.
@@ -69,6 +98,34 @@ pub enum TopicError {
         /// The name.
         name: String,
     },
+    /// Legal for Kafka, but given another meaning here.
+    #[error(
+        "{field}: {name:?} is not allowed: a topic's name may neither contain \"..\", which clients put between a namespace and a \
+         name, nor begin with \"__\", which is for the brokers' own topics"
+    )]
+    ReservedName {
+        /// The field that holds it.
+        field: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// A size limit on a topic from which nothing is deleted.
+    #[error(
+        "spec.retention.bytes: it deletes nothing from a topic that is only compacted: remove it, or use cleanupPolicy CompactAndDelete"
+    )]
+    RetentionBytesOfCompacted,
+    /// A standalone broker can't do it.
+    #[error(
+        "{field}: {value} needs a Cluster: a standalone broker can't do that yet; use {instead}"
+    )]
+    NotStandalone {
+        /// The field's path.
+        field: &'static str,
+        /// What it holds.
+        value: String,
+        /// What a standalone broker can do.
+        instead: &'static str,
+    },
     /// A number or size outside its range.
     #[error("{field}: {value} is not allowed: use {allowed}")]
     OutOfRange {
@@ -86,9 +143,9 @@ pub enum TopicError {
     )]
     MinInSyncReplicas {
         /// The minimum.
-        min: i32,
+        min: u32,
         /// The replicas.
-        factor: i32,
+        factor: u32,
     },
     /// Not a time.
     #[error(
@@ -121,26 +178,70 @@ pub enum TopicError {
     },
 }
 
+/// What the Topic means to a standalone broker, which refuses what it can't do: the same document would otherwise do something else there.
 impl TryFrom<&Topic> for TopicConfig {
     type Error = TopicError;
 
     fn try_from(topic: &Topic) -> Result<Self, TopicError> {
+        let name = topic_name(topic)?.to_owned();
+        let config = Self::complete(topic, name, TopicDefaults::STANDALONE)?;
+        let not_standalone = |field, value, instead| {
+            Err(TopicError::NotStandalone {
+                field,
+                value,
+                instead,
+            })
+        };
+        match (config.cleanup_policy, config.compression) {
+            (CleanupPolicy::Delete, Compression::Producer) => Ok(config),
+            (CleanupPolicy::Delete, other) => {
+                not_standalone("spec.compression", format!("{other:?}"), "Producer")
+            }
+            (other, _) => not_standalone("spec.cleanupPolicy", format!("{other:?}"), "Delete"),
+        }
+    }
+}
+
+impl TopicConfig {
+    /// What the Topic means to a Cluster of that namespace with these defaults.
+    ///
+    /// # Errors
+    /// If the Topic breaks a rule, be it one that only the Cluster's defaults make it break.
+    pub fn resolve(
+        topic: &Topic,
+        cluster_namespace: &str,
+        defaults: TopicDefaults,
+    ) -> Result<Self, TopicError> {
+        topic_name(topic)?;
+        let name = topic.client_name(cluster_namespace);
+        if name.len() > MAX_TOPIC_NAME {
+            return Err(TopicError::TopicName {
+                field: "the name with its namespace",
+                name,
+            });
+        }
+        Self::complete(topic, name, defaults)
+    }
+
+    fn complete(topic: &Topic, name: String, defaults: TopicDefaults) -> Result<Self, TopicError> {
         let spec = &topic.spec;
-        let partitions = in_range("spec.partitions", spec.partitions, MAX_PARTITIONS)?;
+        let partitions = in_range("spec.partitions", spec.partitions, MAX_PARTITIONS)?
+            .unwrap_or(defaults.partitions);
+        let factor = MAX_REPLICATION_FACTOR;
         let replication_factor =
-            in_range("spec.replicationFactor", spec.replication_factor, i32::MAX)?;
-        let min_insync_replicas = spec
-            .min_in_sync_replicas
-            .map(|min| in_range("spec.minInSyncReplicas", min, i32::MAX))
-            .transpose()?;
-        if let Some(min) = spec
-            .min_in_sync_replicas
-            .filter(|min| *min > spec.replication_factor)
-        {
+            in_range("spec.replicationFactor", spec.replication_factor, factor)?
+                .unwrap_or(defaults.replication_factor);
+        let min = in_range("spec.minInSyncReplicas", spec.min_in_sync_replicas, factor)?;
+        if let Some(min) = min.filter(|min| *min > replication_factor) {
             return Err(TopicError::MinInSyncReplicas {
                 min,
-                factor: spec.replication_factor,
+                factor: replication_factor,
             });
+        }
+        let default_min = defaults.min_insync_replicas;
+        let min_insync_replicas = min.or(default_min.map(|min| min.min(replication_factor)));
+        if spec.cleanup_policy == CleanupPolicy::Compact && spec.retention.bytes.is_some() {
+            return Err(TopicError::RetentionBytesOfCompacted);
         }
         let retention_time = parse_retention_time(&spec.retention.time).ok_or_else(|| {
             TopicError::RetentionTime {
@@ -154,15 +255,18 @@ impl TryFrom<&Topic> for TopicConfig {
             .map(|bytes| size("spec.retention.bytes", bytes))
             .transpose()?;
         Ok(Self {
-            name: topic_name(topic)?.to_owned(),
+            name,
             partitions,
             replication_factor,
             min_insync_replicas,
+            cleanup_policy: spec.cleanup_policy,
             retention_time,
             retention_bytes,
+            compression: spec.compression,
             max_message_bytes: max_message_bytes(&spec.max_message_bytes)?,
             timestamp_type: spec.timestamp_type,
             timestamp_after_max: time("spec.timestampAfterMax", &spec.timestamp_after_max)?,
+            unclean_leader_election: spec.unclean_leader_election,
         })
     }
 }
@@ -179,7 +283,7 @@ pub fn check_topic_name(name: &str) -> Result<(), TopicError> {
 }
 
 fn is_topic_name(name: &str) -> bool {
-    (1..=249).contains(&name.len())
+    (1..=MAX_TOPIC_NAME).contains(&name.len())
         && name
             .bytes()
             .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
@@ -210,22 +314,26 @@ fn topic_name(topic: &Topic) -> Result<&str, TopicError> {
             name: name.to_owned(),
         });
     }
+    if name.contains(NAMESPACE_SEPARATOR) || name.starts_with("__") {
+        return Err(TopicError::ReservedName {
+            field,
+            name: name.to_owned(),
+        });
+    }
     Ok(name)
 }
 
-fn in_range(field: &'static str, value: i32, max: i32) -> Result<u32, TopicError> {
-    if (1..=max).contains(&value) {
-        return Ok(value.unsigned_abs());
+/// The number that is written, if one is.
+fn in_range(field: &'static str, value: Option<i32>, max: i32) -> Result<Option<u32>, TopicError> {
+    match value {
+        None => Ok(None),
+        Some(value) if (1..=max).contains(&value) => Ok(Some(value.unsigned_abs())),
+        Some(value) => Err(TopicError::OutOfRange {
+            field,
+            value: value.to_string(),
+            allowed: format!("1 to {max}"),
+        }),
     }
-    let allowed = match max {
-        i32::MAX => "1 or more".to_owned(),
-        max => format!("1 to {max}"),
-    };
-    Err(TopicError::OutOfRange {
-        field,
-        value: value.to_string(),
-        allowed,
-    })
 }
 
 fn size(field: &'static str, quantity: &ByteQuantity) -> Result<u64, TopicError> {
@@ -277,11 +385,14 @@ mod tests {
                 partitions: 1,
                 replication_factor: 1,
                 min_insync_replicas: None,
+                cleanup_policy: CleanupPolicy::Delete,
                 retention_time: Some(Duration::from_secs(7 * 24 * 3600)),
                 retention_bytes: None,
+                compression: Compression::Producer,
                 max_message_bytes: 1 << 20,
                 timestamp_type: TimestampType::CreateTime,
                 timestamp_after_max: Duration::from_secs(3600),
+                unclean_leader_election: false,
             })
         );
     }
@@ -290,8 +401,9 @@ mod tests {
     fn what_is_written_is_what_is_meant() {
         let config = config("orders", |s| {
             s.topic_name = Some("Orders_2".into());
-            s.partitions = MAX_PARTITIONS;
-            s.replication_factor = 3;
+            s.partitions = Some(MAX_PARTITIONS);
+            s.unclean_leader_election = true;
+            s.replication_factor = Some(3);
             s.min_in_sync_replicas = Some(2);
             s.retention.time = "forever".into();
             s.retention.bytes = Some(ByteQuantity::Text("10GiB".into()));
@@ -306,11 +418,14 @@ mod tests {
                 partitions: 10_000,
                 replication_factor: 3,
                 min_insync_replicas: Some(2),
+                cleanup_policy: CleanupPolicy::Delete,
                 retention_time: None,
                 retention_bytes: Some(10 << 30),
+                compression: Compression::Producer,
                 max_message_bytes: 2048,
                 timestamp_type: TimestampType::LogAppendTime,
                 timestamp_after_max: Duration::from_secs(36 * 3600),
+                unclean_leader_election: true,
             })
         );
     }
@@ -318,7 +433,7 @@ mod tests {
     #[test]
     fn what_is_not_legal_is_refused_and_named() {
         type Change = fn(&mut TopicSpec);
-        let cases: [(&str, Change, &str); 20] = [
+        let cases: [(&str, Change, &str); 26] = [
             ("", |_| (), "metadata.name is missing"),
             ("Orders", |_| (), "metadata.name \"Orders\""),
             ("my_orders", |_| (), "spec.topicName"),
@@ -336,12 +451,12 @@ mod tests {
                 |s| s.topic_name = Some("b".repeat(250)),
                 "spec.topicName",
             ),
-            ("a", |s| s.partitions = 0, "spec.partitions: 0"),
-            ("a", |s| s.partitions = -1, "spec.partitions: -1"),
-            ("a", |s| s.partitions = 10_001, "use 1 to 10000"),
+            ("a", |s| s.partitions = Some(0), "spec.partitions: 0"),
+            ("a", |s| s.partitions = Some(-1), "spec.partitions: -1"),
+            ("a", |s| s.partitions = Some(10_001), "use 1 to 10000"),
             (
                 "a",
-                |s| s.replication_factor = 0,
+                |s| s.replication_factor = Some(0),
                 "spec.replicationFactor: 0",
             ),
             (
@@ -353,6 +468,39 @@ mod tests {
                 "a",
                 |s| s.min_in_sync_replicas = Some(2),
                 "spec.replicationFactor 1",
+            ),
+            (
+                "a",
+                |s| s.replication_factor = Some(33),
+                "spec.replicationFactor: 33 is not allowed: use 1 to 32",
+            ),
+            (
+                "a",
+                |s| s.topic_name = Some("shop..orders".into()),
+                "spec.topicName: \"shop..orders\" is not allowed",
+            ),
+            (
+                "a",
+                |s| s.topic_name = Some("__offsets".into()),
+                "nor begin with \"__\"",
+            ),
+            (
+                "a",
+                |s| s.cleanup_policy = CleanupPolicy::Compact,
+                "spec.cleanupPolicy: Compact needs a Cluster: a standalone broker can't do that yet; use Delete",
+            ),
+            (
+                "a",
+                |s| s.compression = Compression::Zstd,
+                "spec.compression: Zstd needs a Cluster: a standalone broker can't do that yet; use Producer",
+            ),
+            (
+                "a",
+                |s| {
+                    s.cleanup_policy = CleanupPolicy::Compact;
+                    s.retention.bytes = Some(ByteQuantity::Number(1));
+                },
+                "spec.retention.bytes: it deletes nothing",
             ),
             (
                 "a",
@@ -384,5 +532,32 @@ mod tests {
             let message = config(name, change).unwrap_err().to_string();
             assert!(message.contains(part), "{part:?} is not in {message:?}");
         }
+    }
+
+    #[test]
+    fn a_cluster_fills_in_its_defaults() {
+        let defaults = TopicDefaults {
+            partitions: 6,
+            replication_factor: 3,
+            min_insync_replicas: Some(2),
+        };
+        let resolve = |change: fn(&mut TopicSpec)| {
+            let mut spec = TopicSpec::default();
+            change(&mut spec);
+            let mut topic = Topic::new("orders", spec);
+            topic.metadata.namespace = Some("shop".into());
+            TopicConfig::resolve(&topic, "kafka", defaults)
+        };
+        let config = resolve(|_| ()).unwrap();
+        assert_eq!(config.name, "shop..orders");
+        assert_eq!((config.partitions, config.replication_factor), (6, 3));
+        assert_eq!(config.min_insync_replicas, Some(2));
+        let single = resolve(|s| s.replication_factor = Some(1)).unwrap();
+        assert_eq!(single.min_insync_replicas, Some(1));
+        let compacted = resolve(|s| s.cleanup_policy = CleanupPolicy::Compact).unwrap();
+        assert_eq!(compacted.cleanup_policy, CleanupPolicy::Compact);
+        let refused = resolve(|s| s.min_in_sync_replicas = Some(4)).unwrap_err();
+        assert_eq!(refused, TopicError::MinInSyncReplicas { min: 4, factor: 3 });
+        assert!(resolve(|s| s.topic_name = Some("t".repeat(245))).is_err());
     }
 }

@@ -1,20 +1,29 @@
 //! Millrace's Kubernetes resources as Rust types, and the YAML that `kubectl apply` takes.
 //!
-//! Responsible for: what a `Topic` document may say ([`Topic`]), its meaning after defaults and checks
-//! ([`TopicConfig`]), reading such documents from files ([`read_topics`]), and the generated
-//! CustomResourceDefinition ([`crd_yaml`]). Not responsible for acting on any of it: it does no networking.
+//! Responsible for: what [`Topic`] and [`Cluster`] documents may say, the meaning of a Topic after defaults and checks
+//! ([`TopicConfig`]), the [`names`] by which clients know topics, reading Topics from files ([`read_topics`]), the
+//! [`conditions`] of a status, and the generated CustomResourceDefinitions ([`crds`]). Not responsible for acting on any of it: it
+//! does no networking.
 
+pub mod cluster;
+pub mod conditions;
 mod config;
 mod crd;
 mod file;
+mod kubernetes_quantity;
+pub mod names;
 mod quantity;
 mod topic;
 
+pub use cluster::{Cluster, ClusterSpec};
 pub use config::{
-    MAX_MAX_MESSAGE_BYTES, MAX_PARTITIONS, MIN_MAX_MESSAGE_BYTES, TopicConfig, TopicError,
-    check_topic_name,
+    MAX_MAX_MESSAGE_BYTES, MAX_PARTITIONS, MAX_REPLICATION_FACTOR, MIN_MAX_MESSAGE_BYTES,
+    TopicConfig, TopicDefaults, TopicError, check_topic_name,
 };
-pub use crd::crd_yaml;
+pub use crd::{CrdFile, crds};
 pub use file::{TopicFileError, read_topics};
 pub use quantity::{ByteQuantity, parse_retention_time};
-pub use topic::{ClusterRef, Retention, TimestampType, Topic, TopicSpec};
+pub use topic::{
+    CleanupPolicy, ClusterRef, Compression, DeletionPolicy, MAX_LISTED_PARTITIONS, PartitionState,
+    Retention, TimestampType, Topic, TopicSpec, TopicStatus,
+};

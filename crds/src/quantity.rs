@@ -10,6 +10,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use kube::core::Rule;
 use regex_lite::Regex;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Unexpected, Visitor};
@@ -24,6 +25,26 @@ pub(crate) const TIME_PATTERN: &str = r"^[0-9]+(ms|s|m|h|d|w)( ?[0-9]+(ms|s|m|h|
 /// The same, or `forever`.
 pub(crate) const RETENTION_TIME_PATTERN: &str =
     r"^(forever|[0-9]+(ms|s|m|h|d|w)( ?[0-9]+(ms|s|m|h|d|w))*)$";
+
+/// The most characters of a size or a time: enough for any, and few enough for the API server to let rules read them.
+pub(crate) const MAX_SIZE_LENGTH: usize = 32;
+pub(crate) const MAX_TIME_LENGTH: usize = 64;
+
+/// A rule for the CRD: the size is within these limits, in Kubernetes' own notation.
+pub(crate) fn size_between(field: &str, min: &str, max: &str) -> Rule {
+    let size = size_in_cel("self");
+    Rule::new(format!(
+        "{size}.compareTo(quantity('{min}')) >= 0 && {size}.compareTo(quantity('{max}')) <= 0"
+    ))
+    .message(format!("{field} must be from {min} to {max} bytes").as_str())
+}
+
+/// A size as a `quantity` of CEL, which reads Kubernetes' notation only.
+pub(crate) fn size_in_cel(field: &str) -> String {
+    format!(
+        "quantity(string({field}).replace('B', '').replace(' ', '').replace('K', 'k').replace('ki', 'Ki'))"
+    )
+}
 
 static BYTES: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(BYTES_PATTERN).ok());
 static TIME: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(TIME_PATTERN).ok());
@@ -110,6 +131,7 @@ impl JsonSchema for ByteQuantity {
             "x-kubernetes-int-or-string": true,
             "minimum": 0,
             "pattern": BYTES_PATTERN,
+            "maxLength": MAX_SIZE_LENGTH,
         })
     }
 }

@@ -1,0 +1,115 @@
+//! What is so of a Cluster, as the operator reports it.
+
+// KubeSchema repeats the struct inside a function.
+#![allow(unreachable_pub)]
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::MAX_BROKERS;
+use crate::conditions::MAX_CONDITIONS;
+
+/// What is so of a Cluster.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterStatus {
+    /// Whether all is well, and if not, why and what to do. Wait for `Ready`.
+    #[serde(default)]
+    #[schemars(length(max = MAX_CONDITIONS))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+
+    /// The `metadata.generation` of the spec that the operator has acted on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+
+    /// How many brokers there are, whatever their state.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<i32>,
+
+    /// How many of them are up and serve.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ready_replicas: Option<i32>,
+
+    /// The labels of the brokers' pods, for autoscalers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub selector: Option<String>,
+
+    /// The id of the broker that is controller; absent if none is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub controller: Option<i32>,
+
+    /// Where apps in this Kubernetes connect first: `host:port`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub bootstrap_address: Option<String>,
+
+    /// The version that all brokers run; during an upgrade the lowest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub version: Option<String>,
+
+    /// How many topics there are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub topics: Option<i32>,
+
+    /// How many partitions there are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub partitions: Option<i32>,
+
+    /// How many partitions have no leader, hence can be neither written nor read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub partitions_offline: Option<i32>,
+
+    /// How many partitions have fewer in-sync replicas than replicas.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub partitions_under_replicated: Option<i32>,
+
+    /// The brokers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_BROKERS))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["id".into()]))]
+    pub brokers: Vec<BrokerState>,
+}
+
+/// A broker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BrokerState {
+    /// Its id, as its volume says.
+    pub id: i32,
+    /// The id of what is on its volume. A new one means that the old records are gone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub store_id: Option<String>,
+    /// The PersistentVolumeClaim.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub claim_name: Option<String>,
+    /// The pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub pod_name: Option<String>,
+    /// Its rack.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub rack: Option<String>,
+    /// What it does.
+    pub state: BrokerPhase,
+}
+
+/// What a broker does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum BrokerPhase {
+    /// It starts.
+    Starting,
+    /// It serves.
+    Serving,
+    /// Its partitions move away, since it is to be removed.
+    Draining,
+    /// It is away.
+    Down,
+}
