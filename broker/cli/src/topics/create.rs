@@ -20,8 +20,8 @@ Examples:
 
 It prints the Topic's document and talks to no broker. A standalone broker
 follows the folder of its --topics: a document written there makes the topic in
-a moment. Options left out take their defaults when the document is read: 1
-partition, 1 replica, 7 days.";
+a moment. Options left out take their defaults when the document is read: 7
+days; partitions and replicas are the Cluster's, or 1 on a standalone broker.";
 
 /// Declare a topic: print its Topic document, or write it into a folder.
 #[derive(Debug, Args)]
