@@ -1,0 +1,84 @@
+//! What holds of Millrace in a real Kubernetes: the one that `KUBECONFIG` names, or one of one node that is started for it.
+//!
+//! A program of its own rather than tests in `e2e`: what it starts must end with it, whatever has failed, and there is nothing in the standard test
+//! harness that runs after the last test. Its arguments are parts of names of tests, as there.
+
+// .clippy.toml allows it in tests, but does not know their helper functions here.
+#![allow(clippy::unwrap_used)]
+
+mod clusters;
+mod kubectl;
+mod kubernetes;
+mod objects;
+mod topics;
+
+use std::panic::AssertUnwindSafe;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use futures::FutureExt;
+use futures::future::LocalBoxFuture;
+
+use kubernetes::Kubernetes;
+use objects::Objects;
+
+/// A test: it panics if what its name says does not hold.
+type Test = for<'a> fn(&'a Objects) -> LocalBoxFuture<'a, ()>;
+
+macro_rules! tests {
+    ($($module:ident::$name:ident,)+) => {
+        &[$((concat!(stringify!($module), "::", stringify!($name)), |objects| $module::$name(objects).boxed_local()),)+]
+    };
+}
+
+const TESTS: &[(&str, Test)] = tests![
+    topics::good_ones_are_accepted,
+    topics::bad_ones_are_refused_with_a_sentence,
+    topics::changes_that_would_lose_records_are_refused,
+    topics::partitions_that_the_cluster_chose_only_grow,
+    clusters::good_ones_are_accepted,
+    clusters::bad_ones_are_refused_with_a_sentence,
+    clusters::changes_that_can_never_work_are_refused,
+    clusters::what_is_laid_over_pods_is_kept_as_written,
+    clusters::a_status_with_all_its_fields_is_kept,
+    kubectl::misspelt_fields_are_refused,
+    kubectl::fields_are_explained,
+    kubectl::clusters_are_scaled,
+    kubectl::lists_have_columns,
+    kubectl::who_waits_for_a_new_object_waits,
+    kubectl::the_samples_are_accepted,
+];
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let wanted: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|argument| !argument.starts_with('-'))
+        .collect();
+    let tests: Vec<_> = TESTS
+        .iter()
+        .filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|part| name.contains(part)))
+        .collect();
+    // `cargo test PART` runs all test programs.
+    if tests.is_empty() || std::env::args().any(|argument| argument == "--list") {
+        return ExitCode::SUCCESS;
+    }
+    let kubernetes = Kubernetes::start();
+    let objects = Objects::begin(&kubernetes).await;
+    let mut failed = Vec::new();
+    for (name, test) in tests {
+        let begun = Instant::now();
+        let result = AssertUnwindSafe(test(&objects)).catch_unwind().await;
+        let verdict = if result.is_ok() { "ok" } else { "FAILED" };
+        println!("test {name} ... {verdict} ({:.1?})", begun.elapsed());
+        if result.is_err() {
+            failed.push(name);
+        }
+    }
+    objects.end().await;
+    if failed.is_empty() {
+        return ExitCode::SUCCESS;
+    }
+    println!("\nfailed: {failed:?}");
+    ExitCode::FAILURE
+}
