@@ -66,6 +66,7 @@ async fn main() -> ExitCode {
     let kubernetes = Kubernetes::start();
     let objects = Objects::begin(&kubernetes).await;
     let mut failed = Vec::new();
+    let count = tests.len();
     for (name, test) in tests {
         let begun = Instant::now();
         let result = AssertUnwindSafe(test(&objects)).catch_unwind().await;
@@ -76,9 +77,10 @@ async fn main() -> ExitCode {
         }
     }
     objects.end().await;
+    println!("\n{} passed, {} failed", count - failed.len(), failed.len());
     if failed.is_empty() {
         return ExitCode::SUCCESS;
     }
-    println!("\nfailed: {failed:?}");
+    println!("failed: {failed:?}");
     ExitCode::FAILURE
 }
