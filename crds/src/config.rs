@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use regex_lite::Regex;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::names::{MAX_TOPIC_NAME, NAMESPACE_SEPARATOR};
@@ -44,7 +45,8 @@ impl TopicDefaults {
 }
 
 /// A topic's settings, complete and legal.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct TopicConfig {
     /// The topic's name for clients.
     pub name: String,
@@ -57,6 +59,7 @@ pub struct TopicConfig {
     /// What becomes of old records.
     pub cleanup_policy: CleanupPolicy,
     /// Records older than this may be deleted; `None`: kept forever.
+    #[serde(with = "milliseconds::optional", rename = "retentionTimeMs")]
     pub retention_time: Option<Duration>,
     /// A partition's oldest records may be deleted while it holds more; `None`: no limit.
     pub retention_bytes: Option<u64>,
@@ -67,6 +70,7 @@ pub struct TopicConfig {
     /// Whose clock timestamps are from.
     pub timestamp_type: TimestampType,
     /// How far ahead of the broker's clock a producer's timestamps may be.
+    #[serde(with = "milliseconds", rename = "timestampAfterMaxMs")]
     pub timestamp_after_max: Duration,
     /// Whether a replica that may lack acknowledged records may lead.
     pub unclean_leader_election: bool,
@@ -268,6 +272,42 @@ impl TopicConfig {
             timestamp_after_max: time("spec.timestampAfterMax", &spec.timestamp_after_max)?,
             unclean_leader_election: spec.unclean_leader_election,
         })
+    }
+}
+
+/// Durations as whole milliseconds.
+mod milliseconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    fn of(duration: Duration) -> u64 {
+        u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    pub(super) fn serialize<S: Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
+        of(*time).serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        u64::deserialize(from).map(Duration::from_millis)
+    }
+
+    pub(super) mod optional {
+        use super::{Deserialize, Deserializer, Duration, Serialize, Serializer, of};
+
+        pub(in super::super) fn serialize<S: Serializer>(
+            time: &Option<Duration>,
+            to: S,
+        ) -> Result<S::Ok, S::Error> {
+            time.map(of).serialize(to)
+        }
+
+        pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
+            from: D,
+        ) -> Result<Option<Duration>, D::Error> {
+            Ok(Option::deserialize(from)?.map(Duration::from_millis))
+        }
     }
 }
 

@@ -2,12 +2,13 @@
 //!
 //! Responsible for: what [`Topic`] and [`Cluster`] documents may say, the meaning of a Topic after defaults and checks
 //! ([`TopicConfig`]), the [`names`] by which clients know topics, reading Topics from files ([`read_topics`]), the
-//! [`conditions`] of a status, and the generated CustomResourceDefinitions ([`crds`]). Not responsible for acting on any of it: it
+//! [`conditions`] of a status, the Leases and records by which operator and brokers [coordinate](coordination), and the generated CustomResourceDefinitions ([`crds`]). Not responsible for acting on any of it: it
 //! does no networking.
 
 pub mod cluster;
 pub mod conditions;
 mod config;
+pub mod coordination;
 mod crd;
 mod file;
 mod kubernetes_quantity;
