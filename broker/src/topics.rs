@@ -58,7 +58,7 @@ pub fn apply(store: &Store, path: &Path) -> Result<(), TopicsError> {
             );
         }
         let held = store
-            .topic(&topic.name)
+            .topic_named(&topic.name)
             .map_or(0, |topic| topic.partitions.len());
         let partitions = topic.partitions as usize;
         if held > partitions {

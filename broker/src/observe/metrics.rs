@@ -1,6 +1,7 @@
 //! Every metric with its name, unit and help text, in one place. Names and units follow Prometheus' conventions.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     sync::{Arc, atomic::AtomicU64},
     time::Instant,
@@ -18,7 +19,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::storage::{DiskState, Store};
+use crate::storage::{DiskState, PartitionLog, Store, StoredTopic};
 
 /// From 50 µs to 13 s.
 const LATENCY_BUCKETS: [f64; 19] = [
@@ -194,7 +195,7 @@ impl Collector for StoreCollector {
 
 impl StoreCollector {
     fn encode_partitions(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        type Figure = fn(&crate::storage::PartitionLog) -> i64;
+        type Figure = fn(&PartitionLog) -> i64;
         let figures: [(&str, &str, Figure); 4] = [
             ("log_start_offset", "The first offset still held", |log| {
                 log.log_start()
@@ -214,10 +215,11 @@ impl StoreCollector {
             }),
         ];
         let topics = self.store.topics();
+        let logs = shown(&topics);
         for (name, help, figure) in figures {
             let gauge = ConstGauge::<i64>::new(0);
             let mut metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
-            for log in topics.iter().flat_map(|topic| &topic.partitions) {
+            for log in &logs {
                 let labels = [
                     ("topic", log.topic.to_string()),
                     ("partition", log.index.to_string()),
@@ -273,6 +275,18 @@ impl StoreCollector {
         }
         Ok(())
     }
+}
+
+/// One partition of each name and index. While a topic is being deleted another of its name may be there: what is led is shown.
+fn shown(topics: &[StoredTopic]) -> Vec<&PartitionLog> {
+    let mut shown: BTreeMap<(&str, i32), &PartitionLog> = BTreeMap::new();
+    for log in topics.iter().flat_map(|topic| topic.partitions.values()) {
+        let entry = shown.entry((&log.topic, log.index)).or_insert(log);
+        if entry.leader_epoch().is_none() {
+            *entry = log;
+        }
+    }
+    shown.into_values().collect()
 }
 
 /// A line such as `rocksdb.wal.bytes COUNT : 1234`.

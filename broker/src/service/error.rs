@@ -130,10 +130,19 @@ impl ApiError {
             } => of(ErrorReason::DiskFull)
                 .with("free_bytes", free_bytes)
                 .with("required_bytes", required_bytes),
+            StorageError::NotLed => of(ErrorReason::NotLeader),
+            StorageError::FencedLeader { epoch, current } => of(ErrorReason::NotLeader)
+                .with("request_leader_epoch", epoch)
+                .with("leader_epoch", current),
+            StorageError::Deleted => of(ErrorReason::UnknownTopic),
             StorageError::Closed => of(ErrorReason::ShuttingDown),
             StorageError::Open { .. }
             | StorageError::Format { .. }
             | StorageError::Corrupt { .. }
+            | StorageError::ClaimedByOther { .. }
+            | StorageError::Claimed { .. }
+            | StorageError::Unclaimed
+            | StorageError::UsedAlone { .. }
             | StorageError::Rocks(_) => of(ErrorReason::Storage),
         }
     }

@@ -55,7 +55,7 @@ impl MetadataService for Metadata {
         let bytes = if names.is_empty() {
             store.topics().iter().map(held_bytes).sum()
         } else {
-            let bytes = |name: &String| match store.topic(name) {
+            let bytes = |name: &String| match store.topic_named(name) {
                 Some(topic) => held_bytes(&topic),
                 None => absent_bytes(name),
             };
@@ -73,7 +73,7 @@ impl MetadataService for Metadata {
                 .map(|topic| self.describe(topic))
                 .collect()
         } else {
-            let describe = |name: String| match store.topic(&name) {
+            let describe = |name: String| match store.topic_named(&name) {
                 Some(topic) => self.describe(&topic),
                 None => {
                     let error = Some(ApiError::unknown_topic(&name).into());
@@ -118,20 +118,17 @@ fn absent_bytes(name: &str) -> usize {
 impl Metadata {
     fn describe(&self, topic: &StoredTopic) -> TopicMetadata {
         let id = self.broker.identity.broker_id;
-        let partitions = topic.partitions.iter().map(|log| PartitionMetadata {
+        let partitions = topic.partitions.values().map(|log| PartitionMetadata {
             partition: log.index,
             leader_id: id,
-            leader_epoch: log.leader_epoch(),
+            leader_epoch: log.leader_epoch().unwrap_or_default(),
             replica_ids: vec![id],
             isr_ids: vec![id],
             log_start_offset: log.log_start(),
             high_watermark: log.high_watermark(),
             size_bytes: log.size_bytes(),
         });
-        let max_message_bytes = topic
-            .partitions
-            .first()
-            .map_or(0, |log| log.config().max_message_bytes);
+        let max_message_bytes = topic.config.max_message_bytes;
         TopicMetadata {
             name: topic.name.to_string(),
             topic_id: topic.topic_id.to_string(),

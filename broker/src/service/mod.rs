@@ -77,7 +77,7 @@ impl Broker {
 
     fn partition(&self, topic: &str, partition: i32) -> Result<StoredPartition, ApiError> {
         self.store
-            .partition(topic, partition)
+            .partition_named(topic, partition)
             .map_err(|partitions| match partitions {
                 None => ApiError::unknown_topic(topic),
                 Some(count) => ApiError::unknown_partition(topic, partition, count),

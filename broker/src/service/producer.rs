@@ -130,8 +130,9 @@ impl Producer {
             (true, false) => batches.push(build_batch(topic, partition, records)?),
             (false, true) => {}
         }
-        PartitionAppend::new(log, batches)
-            .map_err(|error| ApiError::storage(topic, partition, &error))
+        let failed = |error| ApiError::storage(topic, partition, &error);
+        let leader_epoch = log.leader_epoch().ok_or(StorageError::NotLed);
+        PartitionAppend::new(log, leader_epoch.map_err(failed)?, batches).map_err(failed)
     }
 }
 

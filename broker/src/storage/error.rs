@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use millrace_record::BatchError;
 
-use super::SequenceError;
+use super::{BrokerIdentity, SequenceError};
 
 /// A failed storage operation. Each names the thing, the cause and the next step.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -92,6 +92,55 @@ pub enum StorageError {
     /// The batch's sequence is not acceptable.
     #[error(transparent)]
     Sequence(#[from] SequenceError),
+    /// This broker does not lead the partition.
+    #[error("this broker does not lead the partition; look up its leader and send there")]
+    NotLed,
+    /// The request was accepted in another leader epoch than the one in which the partition is led now.
+    #[error(
+        "the request was accepted in leader epoch {epoch}, the partition is led in {current} now; look up its leader and send again"
+    )]
+    FencedLeader {
+        /// The epoch of the request.
+        epoch: i32,
+        /// The epoch in which the partition is led.
+        current: i32,
+    },
+    /// The partition has been deleted.
+    #[error(
+        "the partition has been deleted, with its topic or because it was moved; look up the topic again"
+    )]
+    Deleted,
+    /// The store belongs to another broker.
+    #[error(
+        "the store belongs to {owner}, and {claimant} claims it; give each broker the volume that it had before, or a new one an empty volume"
+    )]
+    ClaimedByOther {
+        /// Who has claimed it before.
+        owner: BrokerIdentity,
+        /// Who claims it now.
+        claimant: BrokerIdentity,
+    },
+    /// A broker that runs alone was given the store of one that does not.
+    #[error(
+        "the store belongs to {owner}, where topics are created as resources; start it as that broker, or start a broker that runs alone on an empty folder"
+    )]
+    Claimed {
+        /// Who has claimed it.
+        owner: BrokerIdentity,
+    },
+    /// A partition of a Cluster was to be created in a store that none of its brokers has claimed.
+    #[error(
+        "the store belongs to no broker of a cluster; it has to be claimed before it holds partitions of one"
+    )]
+    Unclaimed,
+    /// A broker of a Cluster was given the store of one that ran alone.
+    #[error(
+        "the store holds {topics} topics of a broker that ran alone; give a broker of a cluster an empty volume"
+    )]
+    UsedAlone {
+        /// Topics in it.
+        topics: usize,
+    },
     /// The store is closing.
     #[error("the store is closing")]
     Closed,

@@ -1,11 +1,13 @@
 //! The keys of both databases, in one place. Numbers are big-endian, so that RocksDB's order is theirs.
 //!
 //! `log`: generation u32, partition u32, last offset u64. `meta`: one byte for the kind, then what the functions below say.
-//! Since format 1.
+//! Since format 1, unless a key says otherwise.
+
+use uuid::Uuid;
 
 use super::{Generation, PartitionId};
 
-/// `meta`: the store itself, a [`super::recovery`] descriptor.
+/// `meta`: the store itself, a descriptor.
 pub(super) const STORE: &[u8] = b"S";
 /// `meta`: the generation that the writer fills, u32.
 pub(super) const ACTIVE_GENERATION: &[u8] = b"G";
@@ -15,6 +17,8 @@ pub(super) const CLEAN_SHUTDOWN: &[u8] = b"C";
 pub(super) const NEXT_PRODUCER_ID: &[u8] = b"n";
 /// `meta`, prefix: topics.
 pub(super) const TOPIC: u8 = b'T';
+/// `meta`, prefix: partitions. Since format 2.
+pub(super) const PARTITION: u8 = b'P';
 /// `meta`, prefix: generations that hold data.
 pub(super) const GENERATION: u8 = b'g';
 /// `meta`, prefix: log start offsets.
@@ -69,11 +73,31 @@ pub(super) fn parse_run(key: &[u8]) -> Option<i64> {
     Some(i64::from_be_bytes(key.get(5..)?.try_into().ok()?))
 }
 
-/// `meta`: a topic by its name.
-pub(super) fn topic(name: &str) -> Vec<u8> {
-    let mut key = vec![TOPIC];
-    key.extend_from_slice(name.as_bytes());
+/// `meta`: a topic by its id. Since format 2; format 1 had its name.
+pub(super) fn topic(topic_id: Uuid) -> [u8; 17] {
+    let mut key = [TOPIC; 17];
+    key[1..].copy_from_slice(topic_id.as_bytes());
     key
+}
+
+/// The id in a topic's key; `None` if it is none.
+pub(super) fn parse_topic(key: &[u8]) -> Option<Uuid> {
+    Uuid::from_slice(key.get(1..)?).ok()
+}
+
+/// `meta`: a partition by its topic's id and its index. Since format 2.
+pub(super) fn partition(topic_id: Uuid, index: i32) -> [u8; 21] {
+    let mut key = [PARTITION; 21];
+    key[1..17].copy_from_slice(topic_id.as_bytes());
+    key[17..].copy_from_slice(&index.to_be_bytes());
+    key
+}
+
+/// The topic's id and the index in a partition's key; `None` if it is none.
+pub(super) fn parse_partition(key: &[u8]) -> Option<(Uuid, i32)> {
+    let (topic_id, index) = key.get(1..)?.split_first_chunk::<16>()?;
+    let index = i32::from_be_bytes(index.try_into().ok()?);
+    Some((Uuid::from_bytes(*topic_id), index))
 }
 
 /// `meta`: a sealed generation.
@@ -153,6 +177,15 @@ mod tests {
             producer(PartitionId(2), 3),
             [b'I', 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3]
         );
+        let topic_id = Uuid::from_u128(0x0102);
+        let mut expected = [0; 21];
+        (expected[0], expected[15], expected[16]) = (b'T', 1, 2);
+        assert_eq!(topic(topic_id), expected[..17]);
+        assert_eq!(parse_topic(&topic(topic_id)), Some(topic_id));
+        (expected[0], expected[20]) = (b'P', 7);
+        assert_eq!(partition(topic_id, 7), expected);
+        assert_eq!(parse_partition(&expected), Some((topic_id, 7)));
+        assert_eq!(parse_partition(&expected[..20]), None);
         assert_eq!(after_prefix(&[1, 255]), Some(vec![2]));
         assert_eq!(after_prefix(&[255]), None);
     }

@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc, Weak,
-        atomic::{AtomicI32, AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -15,8 +15,12 @@ use millrace_record::TimestampType;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
+use uuid::Uuid;
 
-use super::{PartitionId, ReadBatches, StorageError, run::Run};
+use super::{
+    PartitionId, ReadBatches, StorageError, descriptors::StoredTimestampType,
+    leadership::Leadership, run::Run,
+};
 
 /// What of a topic's configuration storage acts on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,15 +32,9 @@ pub struct LogConfig {
     pub timestamp_type: TimestampType,
     /// How far ahead of this broker's clock a producer's timestamps may be (KIP-937). Without a limit one record from the
     /// future would keep its run, and all that follow, from retention by time.
-    #[serde(default = "default_timestamp_after_max")]
     pub timestamp_after_max: Duration,
     /// How long and how much is kept.
     pub retention: Retention,
-}
-
-/// For configurations stored before there was a limit. Kafka's default.
-fn default_timestamp_after_max() -> Duration {
-    Duration::from_secs(3600)
 }
 
 impl LogConfig {
@@ -56,14 +54,6 @@ pub struct Retention {
     pub bytes: Option<u64>,
 }
 
-/// The stored form of a [`TimestampType`].
-#[derive(Serialize, Deserialize)]
-#[serde(remote = "TimestampType")]
-enum StoredTimestampType {
-    CreateTime,
-    LogAppendTime,
-}
-
 /// One partition's log.
 #[derive(Debug)]
 pub struct PartitionLog {
@@ -71,13 +61,15 @@ pub struct PartitionLog {
     pub id: PartitionId,
     /// The topic's name.
     pub topic: Arc<str>,
+    /// The topic's id.
+    pub topic_id: Uuid,
     /// The partition's index in the topic.
     pub index: i32,
     config: ArcSwap<LogConfig>,
     log_start: AtomicI64,
     log_end: AtomicI64,
     high_watermark: AtomicI64,
-    leader_epoch: AtomicI32,
+    leadership: Leadership,
     /// Bytes ever appended, and bytes ever removed from the front.
     appended_bytes: AtomicU64,
     removed_bytes: AtomicU64,
@@ -102,6 +94,17 @@ struct TailBatch {
     bytes: Bytes,
 }
 
+/// Where a log begins and ends.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Bounds {
+    pub log_start: i64,
+    pub log_end: i64,
+    /// Bytes ever removed from the front.
+    pub removed_bytes: u64,
+    /// Bytes ever appended.
+    pub appended_bytes: u64,
+}
+
 /// Where the batches at an offset are.
 pub(super) enum Located {
     Memory(ReadBatches),
@@ -109,28 +112,26 @@ pub(super) enum Located {
 }
 
 impl PartitionLog {
-    #[allow(clippy::too_many_arguments)]
     pub(super) fn new(
         id: PartitionId,
-        topic: Arc<str>,
+        (topic, topic_id): (Arc<str>, Uuid),
         index: i32,
         config: LogConfig,
-        log_start: i64,
-        log_end: i64,
-        (removed_bytes, appended_bytes): (u64, u64),
-        leader_epoch: i32,
+        bounds: Bounds,
+        leader_epoch: Option<i32>,
     ) -> Self {
         PartitionLog {
             id,
             topic,
+            topic_id,
             index,
             config: ArcSwap::from_pointee(config),
-            log_start: AtomicI64::new(log_start),
-            log_end: AtomicI64::new(log_end),
-            high_watermark: AtomicI64::new(log_end),
-            leader_epoch: AtomicI32::new(leader_epoch),
-            removed_bytes: AtomicU64::new(removed_bytes),
-            appended_bytes: AtomicU64::new(appended_bytes),
+            log_start: AtomicI64::new(bounds.log_start),
+            log_end: AtomicI64::new(bounds.log_end),
+            high_watermark: AtomicI64::new(bounds.log_end),
+            leadership: Leadership::new(leader_epoch),
+            removed_bytes: AtomicU64::new(bounds.removed_bytes),
+            appended_bytes: AtomicU64::new(bounds.appended_bytes),
             view: Mutex::default(),
             waiters: Mutex::default(),
         }
@@ -142,7 +143,7 @@ impl PartitionLog {
     }
 
     /// Changes the configuration; holds from the next append or retention pass.
-    pub fn set_config(&self, config: LogConfig) {
+    pub(super) fn set_config(&self, config: LogConfig) {
         self.config.store(Arc::new(config));
     }
 
@@ -161,9 +162,26 @@ impl PartitionLog {
         self.high_watermark.load(Ordering::Acquire)
     }
 
-    /// The epoch in which this broker leads the partition; goes into each batch that it appends.
-    pub fn leader_epoch(&self) -> i32 {
-        self.leader_epoch.load(Ordering::Acquire)
+    /// The epoch in which this broker leads the partition, if it does.
+    pub fn leader_epoch(&self) -> Option<i32> {
+        self.leadership.epoch()
+    }
+
+    /// Leads the partition in this epoch: appends that were accepted in it are taken from now on, and no others. An error if the
+    /// partition is deleted.
+    pub fn lead(&self, epoch: i32) -> Result<(), StorageError> {
+        self.leadership.lead(epoch)
+    }
+
+    /// No longer leads the partition. An append that the writer is at is finished and answered, those behind it are refused; the log
+    /// end stands still after [`super::Store::settled`].
+    pub fn resign(&self) {
+        self.leadership.resign();
+    }
+
+    /// An error unless this broker leads the partition in exactly this epoch.
+    pub(super) fn check_led_in(&self, epoch: i32) -> Result<(), StorageError> {
+        self.leadership.check_led_in(epoch)
     }
 
     /// Bytes of batches held.
@@ -317,18 +335,4 @@ pub(super) struct Published {
     pub base_offset: i64,
     pub last_offset: i64,
     pub bytes: Bytes,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_configuration_that_was_stored_before_there_was_a_limit_to_timestamps_is_read() {
-        let stored = r#"{"max_message_bytes":1048576,"timestamp_type":"CreateTime","retention":{"time":{"secs":604800,"nanos":0},"bytes":null}}"#;
-        let config: LogConfig = serde_json::from_str(stored).unwrap();
-        assert_eq!(config.timestamp_after_max, Duration::from_secs(3600));
-        let again = serde_json::to_string(&config).unwrap();
-        assert_eq!(serde_json::from_str::<LogConfig>(&again).unwrap(), config);
-    }
 }

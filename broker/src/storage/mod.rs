@@ -29,9 +29,11 @@
 //!   tombstones are written into `log`, since a tombstone for an old generation would make files overlap.
 
 mod db;
+mod descriptors;
 mod disk;
 mod error;
 mod keys;
+mod leadership;
 mod log;
 mod options;
 mod producers;
@@ -43,8 +45,10 @@ mod store;
 mod syncer;
 #[cfg(test)]
 mod tests;
+mod topics;
 mod writer;
 
+pub use descriptors::BrokerIdentity;
 pub use disk::{DiskSpace, DiskState};
 pub use error::StorageError;
 pub use log::{LogConfig, PartitionLog, Retention};
@@ -52,7 +56,8 @@ pub use options::{Durability, StorageOptions};
 pub use producers::SequenceError;
 pub use read::ReadBatches;
 pub use recovery::RecoveryReport;
-pub use store::{Store, StoredPartition, StoredTopic};
+pub use store::Store;
+pub use topics::{StoredPartition, StoredTopic};
 pub use writer::{Append, Appended, PartitionAppend};
 
 /// A partition's number in this store: given once, never reused.

@@ -10,41 +10,19 @@ use std::{
 use bytesize::ByteSize;
 use millrace_record::BatchHeader;
 use rocksdb::{IteratorMode, ReadOptions, WriteBatch};
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::now_ms;
 
 use super::{
-    Generation, LogConfig, PartitionId, PartitionLog, StorageError, StorageOptions,
+    Generation, PartitionId, PartitionLog, StorageError, StorageOptions, StoredTopic,
     db::Db,
+    descriptors::{FORMAT, StoreDescriptor, TopicDescriptor, decode_partition},
     keys,
+    log::Bounds,
     run::Run,
     writer::{Active, GenerationBytes, Slot},
 };
-
-/// The format that this version writes. A store of a newer one is refused.
-const FORMAT: u32 = 1;
-
-/// `meta`'s descriptor of the store. JSON. Since format 1.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct StoreDescriptor {
-    pub format: u32,
-    /// Given to a new store: a store that lost its data is another one.
-    pub store_id: Uuid,
-    /// Counts the starts.
-    pub incarnation: i32,
-    pub next_partition_id: u32,
-}
-
-/// `meta`'s descriptor of a topic; its name is the key. JSON. Since format 1.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct TopicDescriptor {
-    pub topic_id: Uuid,
-    /// By index.
-    pub partitions: Vec<u32>,
-    pub config: LogConfig,
-}
 
 /// What a start found.
 #[derive(Clone, Debug)]
@@ -98,7 +76,7 @@ impl fmt::Display for RecoveryReport {
 /// What a start begins with.
 pub(super) struct Recovered {
     pub store: StoreDescriptor,
-    pub topics: BTreeMap<String, TopicDescriptor>,
+    pub topics: Vec<StoredTopic>,
     pub slots: HashMap<PartitionId, Slot>,
     pub generations: BTreeMap<Generation, GenerationBytes>,
     pub generation: Generation,
@@ -110,7 +88,7 @@ pub(super) fn recover(db: &Db, options: &StorageOptions) -> Result<Recovered, St
     let begun = Instant::now();
     let clean = db.get_meta(keys::CLEAN_SHUTDOWN)?.is_some();
     let store = open_descriptor(db, options)?;
-    let topics = read_topics(db)?;
+    let mut topics = read_topics(db)?;
     let mut generations = read_generations(db)?;
     let sealed = read_active_generation(db)?;
     // Flushed generations are on the disk. What a crash of the machine can have taken is in those that were not.
@@ -120,22 +98,25 @@ pub(super) fn recover(db: &Db, options: &StorageOptions) -> Result<Recovered, St
     };
     let mut slots = HashMap::new();
     let mut repair = Repair::default();
-    for (name, topic) in &topics {
-        let name: Arc<str> = name.as_str().into();
-        for (index, &id) in topic.partitions.iter().enumerate() {
-            let index = i32::try_from(index).unwrap_or(i32::MAX);
-            let mut reader = PartitionReader {
-                db,
-                id: PartitionId(id),
-                topic: name.clone(),
-                index,
-                repair: &mut repair,
-            };
-            slots.insert(
-                PartitionId(id),
-                reader.read(topic.config, store.incarnation, doubtful)?,
-            );
-        }
+    // A store that no one has claimed belongs to a broker that runs alone, and leads all that it holds. Leadership is bound to
+    // one process start, there as among several brokers.
+    let leader_epoch = store.identity.is_none().then_some(store.incarnation);
+    for (topic_id, index, id) in read_partitions(db)? {
+        let topic = topics
+            .get_mut(&topic_id)
+            .ok_or_else(|| StorageError::Corrupt {
+                what: format!("partition {index} of topic {topic_id}, which has no descriptor"),
+            })?;
+        let mut reader = PartitionReader {
+            db,
+            id,
+            topic,
+            index,
+            repair: &mut repair,
+        };
+        let slot = reader.read(leader_epoch, doubtful)?;
+        topic.partitions.insert(index, slot.log.clone());
+        slots.insert(id, slot);
     }
     read_producers(db, &mut slots, &mut repair)?;
     let replayed = replay(db, sealed, &mut slots, &mut generations, &mut repair)?;
@@ -161,7 +142,7 @@ pub(super) fn recover(db: &Db, options: &StorageOptions) -> Result<Recovered, St
     };
     Ok(Recovered {
         store,
-        topics,
+        topics: topics.into_values().collect(),
         slots,
         generations,
         generation,
@@ -173,15 +154,10 @@ pub(super) fn recover(db: &Db, options: &StorageOptions) -> Result<Recovered, St
 /// Counts the start and takes back the mark of a clean stop.
 fn open_descriptor(db: &Db, options: &StorageOptions) -> Result<StoreDescriptor, StorageError> {
     let mut store = match db.get_meta(keys::STORE)? {
-        Some(value) => decode_json::<StoreDescriptor>("the store's descriptor", &value)?,
-        None => StoreDescriptor {
-            format: FORMAT,
-            store_id: Uuid::new_v4(),
-            incarnation: 0,
-            next_partition_id: 0,
-        },
+        Some(value) => StoreDescriptor::decode(&value)?,
+        None => StoreDescriptor::new(),
     };
-    if store.format > FORMAT {
+    if store.format != FORMAT {
         return Err(StorageError::Format {
             path: options.path.clone(),
             found: store.format,
@@ -190,21 +166,44 @@ fn open_descriptor(db: &Db, options: &StorageOptions) -> Result<StoreDescriptor,
     }
     store.incarnation += 1;
     let mut batch = WriteBatch::default();
-    batch.put(keys::STORE, encode_json(&store)?);
+    store.put(&mut batch)?;
     batch.delete(keys::CLEAN_SHUTDOWN);
     db.write_meta_durably(batch)?;
     Ok(store)
 }
 
-fn read_topics(db: &Db) -> Result<BTreeMap<String, TopicDescriptor>, StorageError> {
-    let mut topics = BTreeMap::new();
+/// The topics, without partitions yet.
+fn read_topics(db: &Db) -> Result<HashMap<Uuid, StoredTopic>, StorageError> {
+    let mut topics = HashMap::new();
     db.scan_meta(&[keys::TOPIC], |key, value| {
-        let name = String::from_utf8_lossy(&key[1..]).into_owned();
-        let descriptor = decode_json(&format!("the descriptor of topic {name}"), value)?;
-        topics.insert(name, descriptor);
+        let topic_id = keys::parse_topic(key).ok_or_else(|| StorageError::Corrupt {
+            what: "the key of a topic".into(),
+        })?;
+        let TopicDescriptor { name, config } = TopicDescriptor::decode(topic_id, value)?;
+        let topic = StoredTopic {
+            name: name.into(),
+            topic_id,
+            config,
+            partitions: BTreeMap::new(),
+        };
+        topics.insert(topic_id, topic);
         Ok(())
     })?;
     Ok(topics)
+}
+
+fn read_partitions(db: &Db) -> Result<Vec<(Uuid, i32, PartitionId)>, StorageError> {
+    let mut partitions = Vec::new();
+    db.scan_meta(&[keys::PARTITION], |key, value| {
+        let corrupt = || StorageError::Corrupt {
+            what: "the entry of a partition".into(),
+        };
+        let (topic_id, index) = keys::parse_partition(key).ok_or_else(corrupt)?;
+        let id = decode_partition(value).ok_or_else(corrupt)?;
+        partitions.push((topic_id, index, id));
+        Ok(())
+    })?;
+    Ok(partitions)
 }
 
 fn read_generations(db: &Db) -> Result<BTreeMap<Generation, GenerationBytes>, StorageError> {
@@ -245,7 +244,7 @@ struct Repair {
 struct PartitionReader<'a> {
     db: &'a Db,
     id: PartitionId,
-    topic: Arc<str>,
+    topic: &'a StoredTopic,
     index: i32,
     repair: &'a mut Repair,
 }
@@ -253,15 +252,14 @@ struct PartitionReader<'a> {
 impl PartitionReader<'_> {
     fn corrupt(&self, what: &str) -> StorageError {
         StorageError::Corrupt {
-            what: format!("{what} of {}/{}", self.topic, self.index),
+            what: format!("{what} of {}/{}", self.topic.name, self.index),
         }
     }
 
     /// A partition as its sealed runs leave it; those of `doubtful` generations and later are looked up in the log.
     fn read(
         &mut self,
-        config: LogConfig,
-        leader_epoch: i32,
+        leader_epoch: Option<i32>,
         doubtful: Generation,
     ) -> Result<Slot, StorageError> {
         let (db, id) = (self.db, self.id);
@@ -282,15 +280,19 @@ impl PartitionReader<'_> {
             Ok(false)
         })?;
         db.set_log_start(id, log_start);
-        let bytes = (removed, appended);
-        let log = PartitionLog::new(
-            id,
-            self.topic.clone(),
-            self.index,
-            config,
+        let bounds = Bounds {
             log_start,
             log_end,
-            bytes,
+            removed_bytes: removed,
+            appended_bytes: appended,
+        };
+        let topic = (self.topic.name.clone(), self.topic.topic_id);
+        let log = PartitionLog::new(
+            id,
+            topic,
+            self.index,
+            self.topic.config,
+            bounds,
             leader_epoch,
         );
         Ok(Slot::new(Arc::new(log), log_end, appended))
@@ -486,15 +488,4 @@ fn seal(
     };
     batch.put(keys::generation(replayed.generation), bytes.encode());
     bytes
-}
-
-pub(super) fn encode_json(value: &impl Serialize) -> Result<Vec<u8>, StorageError> {
-    serde_json::to_vec(value)
-        .map_err(|error| StorageError::Rocks(format!("a descriptor can't be encoded: {error}")))
-}
-
-fn decode_json<T: for<'a> Deserialize<'a>>(what: &str, value: &[u8]) -> Result<T, StorageError> {
-    serde_json::from_slice(value).map_err(|error| StorageError::Corrupt {
-        what: format!("{what}: {error}"),
-    })
 }

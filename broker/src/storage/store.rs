@@ -1,7 +1,6 @@
-//! The store: topics and partitions by name, and the threads that write, sync and retain.
+//! The store: what it holds, and the threads that write, sync and retain.
 
 use std::{
-    collections::BTreeMap,
     ops::Range,
     sync::{
         Arc,
@@ -19,13 +18,15 @@ use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use super::{
-    Append, Appended, DiskSpace, DiskState, Durability, LogConfig, PartitionAppend, PartitionId,
-    PartitionLog, ReadBatches, RecoveryReport, StorageError, StorageOptions,
+    Append, Appended, DiskSpace, DiskState, Durability, PartitionAppend, PartitionLog, ReadBatches,
+    RecoveryReport, StorageError, StorageOptions, StoredPartition,
     db::Db,
+    descriptors::StoreDescriptor,
     keys, read,
-    recovery::{self, Recovered, StoreDescriptor, TopicDescriptor, encode_json},
+    recovery::{self, Recovered},
     retention,
     syncer::Syncer,
+    topics::Topics,
     writer::{Command, Generations, TailBudget, Writer},
 };
 
@@ -38,14 +39,14 @@ const DISK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// One broker's store.
 pub struct Store {
-    db: Arc<Db>,
+    pub(super) db: Arc<Db>,
     disk: Arc<DiskSpace>,
-    generations: Generations,
-    topics: RwLock<BTreeMap<String, StoredTopic>>,
-    descriptor: Mutex<StoreDescriptor>,
+    pub(super) generations: Generations,
+    pub(super) topics: RwLock<Topics>,
+    pub(super) descriptor: Mutex<StoreDescriptor>,
     /// Reserved and not yet given out.
     producer_ids: Mutex<Range<i64>>,
-    writer: Sender<Command>,
+    pub(super) writer: Sender<Command>,
     room: Arc<Semaphore>,
     room_units: u32,
     threads: Mutex<Threads>,
@@ -61,20 +62,6 @@ struct Threads {
     housekeepers: Vec<Housekeeper>,
 }
 
-/// A topic that the store holds.
-#[derive(Clone, Debug)]
-pub struct StoredTopic {
-    /// Its name.
-    pub name: Arc<str>,
-    /// Given when it was created; another topic of the same name has another.
-    pub topic_id: Uuid,
-    /// By index.
-    pub partitions: Vec<StoredPartition>,
-}
-
-/// A partition that the store holds.
-pub type StoredPartition = Arc<PartitionLog>;
-
 impl Store {
     /// Opens or creates the store and starts its threads.
     pub fn open(options: StorageOptions) -> Result<(Arc<Store>, RecoveryReport), StorageError> {
@@ -88,21 +75,8 @@ impl Store {
             active,
             report,
         } = recovery::recover(&db, &options)?;
-        let stored = topics.into_iter().map(|(name, descriptor)| {
-            let name: Arc<str> = name.into();
-            let partitions = descriptor
-                .partitions
-                .iter()
-                .filter_map(|id| slots.get(&PartitionId(*id)))
-                .map(|s| s.log.clone());
-            let topic = StoredTopic {
-                name: name.clone(),
-                topic_id: descriptor.topic_id,
-                partitions: partitions.collect(),
-            };
-            (name.to_string(), topic)
-        });
-        let topics = RwLock::new(stored.collect());
+        let mut held = Topics::default();
+        topics.into_iter().for_each(|topic| held.merge(topic));
         let disk = Arc::new(DiskSpace::new(&options.path, options.min_free_bytes));
         let generations = Generations::new(Mutex::new(generations));
         let thread_failed = |error: std::io::Error| {
@@ -144,7 +118,7 @@ impl Store {
             db,
             disk,
             generations,
-            topics,
+            topics: RwLock::new(held),
             descriptor: Mutex::new(store),
             producer_ids: Mutex::new(next_producer_id..next_producer_id),
             writer: sender,
@@ -181,88 +155,6 @@ impl Store {
     /// How many times the store was opened.
     pub fn incarnation(&self) -> i32 {
         self.descriptor.lock().incarnation
-    }
-
-    /// All topics, by name.
-    pub fn topics(&self) -> Vec<StoredTopic> {
-        self.topics.read().values().cloned().collect()
-    }
-
-    /// A topic by its name.
-    pub fn topic(&self, name: &str) -> Option<StoredTopic> {
-        self.topics.read().get(name).cloned()
-    }
-
-    /// A partition by its topic's name and its index; the number of partitions if only the topic exists.
-    pub fn partition(&self, topic: &str, index: i32) -> Result<StoredPartition, Option<usize>> {
-        let topics = self.topics.read();
-        let topic = topics.get(topic).ok_or(None)?;
-        let index = usize::try_from(index).map_err(|_| Some(topic.partitions.len()))?;
-        topic
-            .partitions
-            .get(index)
-            .cloned()
-            .ok_or(Some(topic.partitions.len()))
-    }
-
-    /// Creates the topic, or grows it to `partitions` and changes its configuration. It never loses partitions. Blocks.
-    pub fn ensure_topic(
-        &self,
-        name: &str,
-        partitions: usize,
-        config: LogConfig,
-    ) -> Result<StoredTopic, StorageError> {
-        let mut topics = self.topics.write();
-        let existing = topics.get(name);
-        let mut logs = existing
-            .map(|topic| topic.partitions.clone())
-            .unwrap_or_default();
-        let topic_id = existing.map_or_else(Uuid::new_v4, |topic| topic.topic_id);
-        let unchanged = existing.is_some()
-            && logs.len() >= partitions
-            && logs.iter().all(|log| log.config() == config);
-        if let (true, Some(topic)) = (unchanged, existing) {
-            return Ok(topic.clone());
-        }
-        let name: Arc<str> = name.into();
-        let mut descriptor = self.descriptor.lock();
-        let mut next = descriptor.clone();
-        for index in logs.len()..partitions {
-            let id = PartitionId(next.next_partition_id);
-            next.next_partition_id += 1;
-            let index = i32::try_from(index).unwrap_or(i32::MAX);
-            let log = PartitionLog::new(
-                id,
-                name.clone(),
-                index,
-                config,
-                0,
-                0,
-                (0, 0),
-                next.incarnation,
-            );
-            logs.push(Arc::new(log));
-        }
-        let stored = TopicDescriptor {
-            topic_id,
-            partitions: logs.iter().map(|log| log.id.0).collect(),
-            config,
-        };
-        let mut batch = WriteBatch::default();
-        batch.put(keys::STORE, encode_json(&next)?);
-        batch.put(keys::topic(&name), encode_json(&stored)?);
-        self.db.write_meta_durably(batch)?;
-        *descriptor = next;
-        for log in &logs {
-            log.set_config(config);
-        }
-        let topic = StoredTopic {
-            name: name.clone(),
-            topic_id,
-            partitions: logs,
-        };
-        topics.insert(name.to_string(), topic.clone());
-        Ok(topic)
     }
 
     /// A producer id that this store has never given out. Blocks.
@@ -307,6 +199,22 @@ impl Store {
             .send(Command::Append(append))
             .map_err(|_| StorageError::Closed)?;
         Ok(answer)
+    }
+
+    /// Waits until everything that the writer was given before is finished and answered: the logs that have resigned before stand
+    /// still then.
+    pub async fn settled(&self) -> Result<(), StorageError> {
+        let (reply, answer) = oneshot::channel();
+        let nothing = Append {
+            partitions: Vec::new(),
+            reply,
+            room: None,
+        };
+        self.writer
+            .send(Command::Append(nothing))
+            .map_err(|_| StorageError::Closed)?;
+        answer.await.map_err(|_| StorageError::Closed)?;
+        Ok(())
     }
 
     /// Reads from `offset`, which must be between the log start offset and the high watermark, whole batches up to `max_bytes`;
@@ -367,7 +275,7 @@ impl Store {
     /// Applies every partition's retention and gives the space back. Blocks.
     pub fn retain(&self) -> Result<(), StorageError> {
         for topic in self.topics() {
-            for log in &topic.partitions {
+            for log in topic.partitions.values() {
                 if self.closing.load(Ordering::Acquire) {
                     return Ok(());
                 }

@@ -1,5 +1,8 @@
 //! The store as a whole: real RocksDB in a temporary folder.
 
+mod leadership;
+mod topics;
+
 use std::{
     path::Path,
     pin::pin,
@@ -60,8 +63,13 @@ async fn append(
     log: &StoredPartition,
     batches: Vec<Bytes>,
 ) -> Result<Appended, StorageError> {
-    let append = PartitionAppend::new(log.clone(), batches)?;
+    let epoch = log.leader_epoch().ok_or(StorageError::NotLed)?;
+    let append = PartitionAppend::new(log.clone(), epoch, batches)?;
     store.append(vec![append]).await?.await.unwrap().remove(0)
+}
+
+fn logs_of(topic: &StoredTopic) -> Vec<StoredPartition> {
+    topic.partitions.values().cloned().collect()
 }
 
 /// Everything from `offset` on, as (offset, value), read the way fetch does it.
@@ -132,15 +140,15 @@ async fn what_is_appended_is_read_back_from_memory_and_from_disk_over_many_gener
     let dir = tempfile::tempdir().unwrap();
     let (store, _) = open(dir.path());
     let topic = store.ensure_topic("t", 3, CONFIG).unwrap();
-    fill(&store, &topic.partitions, 900).await;
+    fill(&store, &logs_of(&topic), 900).await;
     assert!(
         store
-            .read_memory(&topic.partitions[0], 0, 1, true)
+            .read_memory(&topic.partitions[&0], 0, 1, true)
             .unwrap()
             .is_none(),
         "the beginning left memory"
     );
-    for log in &topic.partitions {
+    for log in topic.partitions.values() {
         assert_eq!(log.log_end(), 900);
         for from in [0, 1, 449, 898, 899] {
             assert_contiguous(&store, log, from);
@@ -156,7 +164,7 @@ async fn a_reopened_store_has_everything_after_a_clean_and_an_unclean_stop() {
     let (store, report) = open(dir.path());
     assert_eq!((report.incarnation, report.partitions), (1, 0));
     let topic = store.ensure_topic("t", 2, CONFIG).unwrap();
-    fill(&store, &topic.partitions, 301).await;
+    fill(&store, &logs_of(&topic), 301).await;
     // What kill -9 leaves: the files as they are, with the writer in the middle of a generation.
     copy_database(dir.path(), copy.path(), "log");
     copy_database(dir.path(), copy.path(), "meta");
@@ -169,14 +177,14 @@ async fn a_reopened_store_has_everything_after_a_clean_and_an_unclean_stop() {
             (clean, 2, 2)
         );
         assert_eq!(report.replayed_batches > 0, !clean);
-        let topic = store.topic("t").unwrap();
-        let size: u64 = topic.partitions.iter().map(|log| log.size_bytes()).sum();
+        let topic = store.topic_named("t").unwrap();
+        let size: u64 = topic.partitions.values().map(|log| log.size_bytes()).sum();
         assert_eq!(report.bytes, size);
-        for log in &topic.partitions {
+        for log in topic.partitions.values() {
             assert_contiguous(&store, log, 0);
         }
-        fill(&store, &topic.partitions, 40).await;
-        for log in &topic.partitions {
+        fill(&store, &logs_of(&topic), 40).await;
+        for log in topic.partitions.values() {
             assert_contiguous(&store, log, 0);
         }
         store.close();
@@ -196,7 +204,7 @@ async fn duplicates_get_their_original_offset_and_gaps_are_refused_across_restar
     {
         let (store, _) = open(dir.path());
         let topic = store.ensure_topic("t", 1, CONFIG).unwrap();
-        let log = &topic.partitions[0];
+        let log = &topic.partitions[&0];
         for sequence in 0..3 {
             let appended = append(&store, log, vec![batch(&["a"], 0, producer(sequence))])
                 .await
@@ -218,7 +226,7 @@ async fn duplicates_get_their_original_offset_and_gaps_are_refused_across_restar
     }
     for _ in 0..2 {
         let (store, _) = open(dir.path());
-        let log = store.partition("t", 0).unwrap();
+        let log = store.partition_named("t", 0).unwrap();
         assert_eq!(
             append(&store, &log, vec![batch(&["a"], 0, producer(1))])
                 .await
@@ -252,7 +260,7 @@ async fn a_forgotten_producer_stays_forgotten_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         let (store, _) = open(dir.path());
         let topic = store.ensure_topic("t", 1, CONFIG).unwrap();
-        let log = &topic.partitions[0];
+        let log = &topic.partitions[&0];
         append(&store, log, vec![of_producer(1, 0)]).await.unwrap();
         tokio::time::sleep(Duration::from_millis(5)).await;
         // As many as a partition remembers: one more, and the first, idle for longest, has to go.
@@ -267,7 +275,7 @@ async fn a_forgotten_producer_stays_forgotten_after_a_restart() {
         store.close();
         drop((topic, store));
         let (store, _) = open(dir.path());
-        let log = store.partition("t", 0).unwrap();
+        let log = store.partition_named("t", 0).unwrap();
         let next = append(&store, &log, vec![of_producer(1, 1)]).await;
         assert!(
             matches!(
@@ -289,7 +297,7 @@ async fn sequences_that_a_crash_of_the_machine_took_stay_free() {
     let copy = tempfile::tempdir().unwrap();
     let (store, _) = open(dir.path());
     let topic = store.ensure_topic("t", 1, CONFIG).unwrap();
-    let log = &topic.partitions[0];
+    let log = &topic.partitions[&0];
     for sequence in 0..6 {
         append(&store, log, vec![of_producer(7, sequence)])
             .await
@@ -308,7 +316,7 @@ async fn sequences_that_a_crash_of_the_machine_took_stay_free() {
     store.close();
     drop(store);
     let (store, _) = open(copy.path());
-    let log = store.partition("t", 0).unwrap();
+    let log = store.partition_named("t", 0).unwrap();
     let appended = append(&store, &log, vec![of_producer(7, 3)]).await.unwrap();
     assert_eq!((appended.base_offset, log.log_end()), (3, 4));
     store.close();
@@ -320,8 +328,8 @@ async fn truncation_cuts_at_batch_bounds_in_active_and_sealed_generations_and_su
         let dir = tempfile::tempdir().unwrap();
         let (store, _) = open(dir.path());
         let topic = store.ensure_topic("t", 2, CONFIG).unwrap();
-        fill(&store, &topic.partitions, 600).await;
-        let [log, other] = &topic.partitions[..] else {
+        fill(&store, &logs_of(&topic), 600).await;
+        let [log, other] = &logs_of(&topic)[..] else {
             unreachable!()
         };
         assert_eq!(store.truncate(log, to).await.unwrap(), new_end);
@@ -334,7 +342,7 @@ async fn truncation_cuts_at_batch_bounds_in_active_and_sealed_generations_and_su
         store.close();
         drop((topic, store));
         let (store, _) = open(dir.path());
-        let log = store.partition("t", 0).unwrap();
+        let log = store.partition_named("t", 0).unwrap();
         assert_eq!((log.log_end(), log.size_bytes()), (new_end + 150, size));
         assert_contiguous(&store, &log, 0);
         store.close();
@@ -378,7 +386,7 @@ async fn retention_by_size_keeps_the_newest_and_gives_the_space_back() {
             },
         )
         .unwrap();
-    fill(&store, &topic.partitions, 2000).await;
+    fill(&store, &logs_of(&topic), 2000).await;
     store.seal().await.unwrap();
     let before = disk_bytes(dir.path());
     until("space is given back", || {
@@ -387,7 +395,7 @@ async fn retention_by_size_keeps_the_newest_and_gives_the_space_back() {
     })
     .await;
     assert!(before > 5_000_000, "{before}");
-    for log in &topic.partitions {
+    for log in topic.partitions.values() {
         assert!(log.log_start() > 0);
         assert!(
             (500_000..900_000).contains(&log.size_bytes()),
@@ -402,16 +410,16 @@ async fn retention_by_size_keeps_the_newest_and_gives_the_space_back() {
     }
     let bounds: Vec<_> = topic
         .partitions
-        .iter()
+        .values()
         .map(|log| (log.log_start(), log.log_end(), log.size_bytes()))
         .collect();
     store.close();
     drop((topic, store));
     let (store, _) = open(dir.path());
-    let topic = store.topic("t").unwrap();
+    let topic = store.topic_named("t").unwrap();
     let reopened: Vec<_> = topic
         .partitions
-        .iter()
+        .values()
         .map(|log| (log.log_start(), log.log_end(), log.size_bytes()))
         .collect();
     assert_eq!(bounds, reopened);
@@ -440,7 +448,7 @@ async fn retention_by_time_spares_what_is_kept_for_ever_in_the_same_generations(
     let kept = store.ensure_topic("kept", 1, CONFIG).unwrap();
     // Three of four batches are short-lived.
     let logs: Vec<_> = [&short, &short, &short, &kept]
-        .map(|topic| topic.partitions[0].clone())
+        .map(|topic| topic.partitions[&0].clone())
         .into();
     fill(&store, &logs, 2000).await;
     store.seal().await.unwrap();
@@ -464,7 +472,7 @@ async fn a_byte_is_written_twice_and_never_again() {
     let dir = tempfile::tempdir().unwrap();
     let (store, _) = open(dir.path());
     let topic = store.ensure_topic("t", 10, CONFIG).unwrap();
-    fill(&store, &topic.partitions, 4000).await;
+    fill(&store, &logs_of(&topic), 4000).await;
     store.close();
     let statistics = store.statistics().unwrap();
     let ticker = |name: &str| -> u64 {
@@ -474,7 +482,7 @@ async fn a_byte_is_written_twice_and_never_again() {
             .unwrap();
         line.rsplit(' ').next().unwrap().parse().unwrap()
     };
-    let produced: u64 = topic.partitions.iter().map(|log| log.size_bytes()).sum();
+    let produced: u64 = topic.partitions.values().map(|log| log.size_bytes()).sum();
     let written = ticker("rocksdb.wal.bytes")
         + ticker("rocksdb.flush.write.bytes")
         + ticker("rocksdb.compact.write.bytes");
@@ -487,9 +495,9 @@ async fn offsets_are_found_by_time_in_old_and_new_runs() {
     let dir = tempfile::tempdir().unwrap();
     let (store, _) = open(dir.path());
     let topic = store.ensure_topic("t", 1, CONFIG).unwrap();
-    let log = &topic.partitions[0];
+    let log = &topic.partitions[&0];
     // Batch i is stamped i and holds the offsets from 3 i on.
-    fill(&store, &topic.partitions, 300).await;
+    fill(&store, &logs_of(&topic), 300).await;
     for stamp in [0, 1, 150, 299] {
         assert_eq!(
             store.find_timestamp(log, stamp).unwrap(),
@@ -506,7 +514,7 @@ async fn a_bad_batch_is_refused_and_leaves_other_partitions_alone() {
     let dir = tempfile::tempdir().unwrap();
     let (store, _) = open(dir.path());
     let topic = store.ensure_topic("t", 2, CONFIG).unwrap();
-    let [bad, good] = &topic.partitions[..] else {
+    let [bad, good] = &logs_of(&topic)[..] else {
         unreachable!()
     };
     let mut flipped = batch(&["a"], 0, None).to_vec();
@@ -556,7 +564,7 @@ async fn log_append_time_stamps_records_with_the_brokers_clock() {
         ..CONFIG
     };
     let topic = store.ensure_topic("t", 1, config).unwrap();
-    let log = &topic.partitions[0];
+    let log = &topic.partitions[&0];
     let stamp = append(&store, log, vec![batch(&["a"], 5, None)])
         .await
         .unwrap()
@@ -578,7 +586,7 @@ async fn a_timestamp_far_ahead_is_refused_unless_the_broker_stamps_records() {
     let dir = tempfile::tempdir().unwrap();
     let (store, _) = open(dir.path());
     let topic = store.ensure_topic("t", 1, CONFIG).unwrap();
-    let log = &topic.partitions[0];
+    let log = &topic.partitions[&0];
     let hours_ahead =
         |hours: i64| batch(&["a"], crate::now_ms() + hours * 3_600_000 - 60_000, None);
     append(&store, log, vec![hours_ahead(1)]).await.unwrap();
@@ -614,8 +622,8 @@ async fn with_fsync_nothing_is_readable_or_acknowledged_before_it_is_durable() {
     };
     let (store, _) = Store::open(options).unwrap();
     let topic = store.ensure_topic("t", 3, CONFIG).unwrap();
-    fill(&store, &topic.partitions, 60).await;
-    for log in &topic.partitions {
+    fill(&store, &logs_of(&topic), 60).await;
+    for log in topic.partitions.values() {
         assert_eq!(log.high_watermark(), 60);
         assert_contiguous(&store, log, 0);
     }
@@ -644,7 +652,7 @@ async fn truncation_never_leaves_a_high_watermark_above_the_end() {
     };
     let (store, _) = Store::open(options).unwrap();
     let topic = store.ensure_topic("t", 2, CONFIG).unwrap();
-    let [before, log] = &topic.partitions[..] else {
+    let [before, log] = &logs_of(&topic)[..] else {
         unreachable!()
     };
     // The syncer is held up where it wakes a consumer, with an append to complete that comes right after.
@@ -662,7 +670,7 @@ async fn truncation_never_leaves_a_high_watermark_above_the_end() {
     assert!(polled.is_pending());
     let mut answers = Vec::new();
     for log in [before, log] {
-        let append = PartitionAppend::new(log.clone(), vec![batch(&["a"], 0, None)]).unwrap();
+        let append = PartitionAppend::new(log.clone(), 1, vec![batch(&["a"], 0, None)]).unwrap();
         answers.push(store.append(vec![append]).await.unwrap());
     }
     is_reached.recv().unwrap();
@@ -732,22 +740,22 @@ async fn what_a_crash_of_the_machine_leaves_is_a_prefix_of_each_log() {
         let copy = tempfile::tempdir().unwrap();
         let (store, _) = open(dir.path());
         let topic = store.ensure_topic("t", 2, CONFIG).unwrap();
-        fill(&store, &topic.partitions, 301).await;
+        fill(&store, &logs_of(&topic), 301).await;
         let earlier = if later == "log" { "meta" } else { "log" };
         copy_database(dir.path(), copy.path(), earlier);
-        let end = topic.partitions[0].log_end();
+        let end = topic.partitions[&0].log_end();
         // Four generations: fewer than may be unflushed at a time.
-        fill(&store, &topic.partitions, 300).await;
-        let later_end = topic.partitions[0].log_end();
+        fill(&store, &logs_of(&topic), 300).await;
+        let later_end = topic.partitions[&0].log_end();
         copy_database(dir.path(), copy.path(), later);
         store.close();
         drop((topic, store));
         for reopened in 0..2 {
             let (store, report) = open(copy.path());
-            let topic = store.topic("t").unwrap();
+            let topic = store.topic_named("t").unwrap();
             let expected = if later == "log" { later_end } else { end };
             assert_eq!(
-                topic.partitions[0].log_end(),
+                topic.partitions[&0].log_end(),
                 expected + 90 * reopened,
                 "{later}, {reopened}: {report}"
             );
@@ -756,11 +764,11 @@ async fn what_a_crash_of_the_machine_leaves_is_a_prefix_of_each_log() {
                 later == "meta" && reopened == 0,
                 "{report}"
             );
-            for log in &topic.partitions {
+            for log in topic.partitions.values() {
                 assert_contiguous(&store, log, 0);
             }
-            fill(&store, &topic.partitions, 60).await;
-            for log in &topic.partitions {
+            fill(&store, &logs_of(&topic), 60).await;
+            for log in topic.partitions.values() {
                 assert_contiguous(&store, log, 0);
             }
             store.close();

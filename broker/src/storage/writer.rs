@@ -53,6 +53,7 @@ pub struct Append {
 /// Checked batches for one partition: appended in order, all or none.
 pub struct PartitionAppend {
     log: Arc<PartitionLog>,
+    leader_epoch: i32,
     batches: Vec<(BatchHeader, Bytes)>,
 }
 
@@ -69,7 +70,12 @@ pub struct Appended {
 
 impl PartitionAppend {
     /// Checks batches as they came from a producer: whole, not larger and not stamped later than the topic allows, checksum right.
-    pub fn new(log: Arc<PartitionLog>, batches: Vec<Bytes>) -> Result<Self, StorageError> {
+    /// They are appended only if the partition is led in `leader_epoch` when their turn comes.
+    pub fn new(
+        log: Arc<PartitionLog>,
+        leader_epoch: i32,
+        batches: Vec<Bytes>,
+    ) -> Result<Self, StorageError> {
         let config = log.config();
         let max = config.max_message_bytes;
         let max_timestamp_ms = config.max_timestamp_ms(now_ms()).unwrap_or(i64::MAX);
@@ -96,7 +102,11 @@ impl PartitionAppend {
             Ok((header, batch))
         };
         let batches = batches.into_iter().map(check).collect::<Result<_, _>>()?;
-        Ok(PartitionAppend { log, batches })
+        Ok(PartitionAppend {
+            log,
+            leader_epoch,
+            batches,
+        })
     }
 
     /// Bytes of the batches.
@@ -476,6 +486,8 @@ impl Writer {
         now_ms: i64,
     ) -> Result<Appended, StorageError> {
         let log = &append.log;
+        let epoch = append.leader_epoch;
+        log.check_led_in(epoch)?;
         let config = log.config();
         let log_start = log.log_start();
         let slot = self
@@ -523,7 +535,6 @@ impl Writer {
                 .extend(producers_before.iter().map(|(producer_id, _)| *producer_id));
             before.producers.append(&mut producers_before);
         }
-        let epoch = log.leader_epoch();
         for (header, bytes, base_offset, last_offset) in admitted {
             // Copied once: the head changes, and the tail cache must not hold on to the whole request.
             let mut stored = BytesMut::with_capacity(bytes.len());

@@ -1,0 +1,88 @@
+//! Whether this broker leads a partition, and in which epoch: one word, since the writer compares it for every append.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use super::StorageError;
+
+/// Beyond every epoch.
+const NOT_LED: i64 = i64::MIN;
+const DELETED: i64 = i64::MAX;
+
+/// Led in an epoch, not led, or deleted; the last for good.
+#[derive(Debug)]
+pub(super) struct Leadership(AtomicI64);
+
+impl Leadership {
+    pub(super) fn new(epoch: Option<i32>) -> Self {
+        Leadership(AtomicI64::new(epoch.map_or(NOT_LED, i64::from)))
+    }
+
+    pub(super) fn epoch(&self) -> Option<i32> {
+        i32::try_from(self.0.load(Ordering::Acquire)).ok()
+    }
+
+    pub(super) fn lead(&self, epoch: i32) -> Result<(), StorageError> {
+        self.change(epoch.into())
+    }
+
+    /// What is deleted is not led anyway.
+    pub(super) fn resign(&self) {
+        let _ = self.change(NOT_LED);
+    }
+
+    /// An error unless the partition is led in exactly this epoch.
+    pub(super) fn check_led_in(&self, epoch: i32) -> Result<(), StorageError> {
+        let now = self.0.load(Ordering::Acquire);
+        if now == i64::from(epoch) {
+            return Ok(());
+        }
+        Err(match i32::try_from(now) {
+            Ok(current) => StorageError::FencedLeader { epoch, current },
+            Err(_) if now == DELETED => StorageError::Deleted,
+            Err(_) => StorageError::NotLed,
+        })
+    }
+
+    fn change(&self, to: i64) -> Result<(), StorageError> {
+        let unless_deleted = |now| (now != DELETED).then_some(to);
+        match self
+            .0
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, unless_deleted)
+        {
+            Ok(_) => Ok(()),
+            Err(_) => Err(StorageError::Deleted),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_append_passes_in_exactly_the_epoch_in_which_the_partition_is_led() {
+        let leadership = Leadership::new(None);
+        assert!(matches!(
+            leadership.check_led_in(0),
+            Err(StorageError::NotLed)
+        ));
+        for epoch in [0, 7, i32::MAX, i32::MIN] {
+            leadership.lead(epoch).unwrap();
+            assert_eq!(leadership.epoch(), Some(epoch));
+            assert!(leadership.check_led_in(epoch).is_ok());
+            for other in [epoch.wrapping_sub(1), epoch.wrapping_add(1)] {
+                assert!(matches!(
+                    leadership.check_led_in(other),
+                    Err(StorageError::FencedLeader { epoch, current })
+                        if (epoch, Some(current)) == (other, leadership.epoch())
+                ));
+            }
+        }
+        leadership.resign();
+        assert_eq!(leadership.epoch(), None);
+        assert!(matches!(
+            leadership.check_led_in(7),
+            Err(StorageError::NotLed)
+        ));
+    }
+}
