@@ -10,7 +10,7 @@ use millrace_e2e::{Finished, repository, run};
 
 /// The first time, its programs are built.
 const UP_WITHIN: Duration = Duration::from_secs(20 * 60);
-const KUBECTL_WITHIN: Duration = Duration::from_secs(60);
+const FINISHED_WITHIN: Duration = Duration::from_secs(60);
 
 /// A Kubernetes. One that was started here ends when this is dropped.
 pub(crate) struct Kubernetes {
@@ -44,7 +44,7 @@ impl Kubernetes {
         let printed = run(
             Command::new("sh").args(["-c", script]).arg(launcher_path()),
             None,
-            KUBECTL_WITHIN,
+            FINISHED_WITHIN,
         );
         let printed = printed.success().text();
         let mut lines = printed.lines();
@@ -66,13 +66,32 @@ impl Kubernetes {
         arguments: impl IntoIterator<Item = A>,
         input: &str,
     ) -> Finished {
+        self.run("kubectl", arguments, input)
+    }
+
+    /// Runs `helm`.
+    pub(crate) fn helm<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Finished {
+        self.run("helm", arguments, "")
+    }
+
+    /// Where programs are looked for.
+    pub(crate) fn search_path(&self) -> &str {
+        &self.path
+    }
+
+    fn run<A: AsRef<OsStr>>(
+        &self,
+        program: &str,
+        arguments: impl IntoIterator<Item = A>,
+        input: &str,
+    ) -> Finished {
         // A program is looked for in the PATH of the one that starts it, unless a shell does.
         let mut command = Command::new("sh");
-        command.args(["-c", r#"exec kubectl "$@""#, "kubectl"]);
+        command.args(["-c", r#"exec "$0" "$@""#, program]);
         command.args(arguments);
         command.env("KUBECONFIG", &self.kubeconfig);
         command.env("PATH", &self.path);
-        run(&mut command, Some(input.as_bytes()), KUBECTL_WITHIN)
+        run(&mut command, Some(input.as_bytes()), FINISHED_WITHIN)
     }
 }
 

@@ -6,6 +6,7 @@
 // .clippy.toml allows it in tests, but does not know their helper functions here.
 #![allow(clippy::unwrap_used)]
 
+mod chart;
 mod clusters;
 mod kubectl;
 mod kubernetes;
@@ -47,6 +48,14 @@ const TESTS: &[(&str, Test)] = tests![
     kubectl::lists_have_columns,
     kubectl::who_waits_for_a_new_object_waits,
     kubectl::the_samples_are_accepted,
+    chart::it_has_no_lint,
+    chart::what_it_makes_is_accepted,
+    chart::listed_namespaces_have_roles_and_no_others,
+    chart::monitors_are_made_where_they_can_be,
+    chart::wrong_values_are_refused_with_a_sentence,
+    chart::generated_files_are_what_would_be_generated,
+    chart::plain_manifests_are_accepted,
+    chart::pods_are_admitted_where_only_restricted_ones_are,
 ];
 
 #[tokio::main]
