@@ -114,6 +114,10 @@ reasons! {
     InvalidSpec,
     /// The API server refused something that the operator made of the spec, such as a field of `spec.template`.
     Refused,
+    /// The spec asks for something that no release so far can do.
+    NotSupported,
+    /// An object between operator and brokers can't be read: someone edited it, or a later release wrote it.
+    Unreadable,
 
     /// Fewer brokers are up than asked for.
     BrokersNotReady,
@@ -125,6 +129,16 @@ reasons! {
     RollingRestart,
     /// Volumes grow.
     GrowingStorage,
+    /// Nodes can't pull the brokers' image.
+    ImagePullFailed,
+    /// The storage class that was asked for does not exist, or none was asked for and there is no default.
+    StorageClassNotFound,
+    /// A quota of the namespace does not allow another pod or volume.
+    QuotaExceeded,
+    /// There is no node on which a broker may run.
+    Unschedulable,
+    /// A broker starts and ends again and again.
+    BrokerCrashing,
     /// A volume can't grow: its storage class does not allow it.
     StorageNotExpandable,
     /// No broker is controller: leaders are not elected.
@@ -150,6 +164,8 @@ reasons! {
     UnderReplicated,
     /// Partitions have fewer in-sync replicas than `acks=all` needs.
     BelowMinIsr,
+    /// A partition's Lease was deleted and no one knows its leader epoch: a person must decide.
+    LeaseLost,
     /// All stores that held what was acknowledged are lost: a person must decide.
     ReplicasLost,
 }

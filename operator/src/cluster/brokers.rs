@@ -1,0 +1,193 @@
+//! Which brokers a Cluster has: pods, sessions and volumes seen together. A broker's id is on its volume; where there is no session yet, it is the ordinal
+//! that a broker with an empty volume proposes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Pod;
+use millrace_crds::cluster::status::{BrokerPhase, BrokerState};
+
+use super::objects::broker_name;
+use crate::index::Broker;
+use crate::placement::Candidate;
+
+/// The brokers of a Cluster as seen.
+pub(crate) struct Brokers {
+    pub(crate) cluster: String,
+    pub(crate) sessions: BTreeMap<i32, Broker>,
+    pub(crate) pods: BTreeMap<i32, Arc<Pod>>,
+    /// The racks of pods that are on a node.
+    pub(crate) racks: BTreeMap<i32, String>,
+}
+
+impl Brokers {
+    pub(crate) fn pod_name(&self, ordinal: i32) -> String {
+        format!("{}-{ordinal}", broker_name(&self.cluster))
+    }
+
+    pub(crate) fn claim_name(&self, ordinal: i32) -> String {
+        format!("data-{}", self.pod_name(ordinal))
+    }
+
+    /// The number in a pod's name.
+    pub(crate) fn ordinal(&self, pod: &str) -> Option<i32> {
+        let number = pod.strip_prefix(&broker_name(&self.cluster))?;
+        number.strip_prefix('-')?.parse().ok()
+    }
+
+    /// The broker of a pod; none if the id that it would propose is another pod's.
+    fn id(&self, ordinal: i32) -> Option<i32> {
+        let pod = self.pod_name(ordinal);
+        let mine = self.sessions.iter().filter(|(_, b)| b.session.pod == pod);
+        // A volume that was replaced leaves the session of the broker that was on it.
+        let mine = mine.max_by_key(|(_, broker)| (broker.held, broker.epoch));
+        match mine {
+            Some((id, _)) => Some(*id),
+            None => (!self.sessions.contains_key(&ordinal)).then_some(ordinal),
+        }
+    }
+
+    /// The pod of a broker, by its ordinal.
+    fn ordinal_of(&self, id: i32) -> i32 {
+        let pod = self.sessions.get(&id).map(|broker| &broker.session.pod);
+        pod.and_then(|pod| self.ordinal(pod)).unwrap_or(id)
+    }
+
+    /// The brokers that may be given replicas, of so many pods.
+    pub(crate) fn candidates(&self, replicas: i32) -> Vec<Candidate> {
+        (0..replicas)
+            .filter_map(|ordinal| {
+                let rack = self.racks.get(&ordinal).cloned();
+                self.id(ordinal).map(|id| Candidate { id, rack })
+            })
+            .collect()
+    }
+
+    /// How many pods there must be for those brokers, which hold replicas, to be among them.
+    pub(crate) fn pods_for(&self, holding: impl Iterator<Item = i32>) -> i32 {
+        let ordinals = holding.map(|id| self.ordinal_of(id) + 1);
+        ordinals.max().unwrap_or(0)
+    }
+
+    /// What they do, of so many pods.
+    pub(crate) fn states(&self, replicas: i32) -> Vec<BrokerState> {
+        (0..replicas)
+            .filter_map(|ordinal| self.state(ordinal, self.id(ordinal)?))
+            .collect()
+    }
+
+    fn state(&self, ordinal: i32, id: i32) -> Option<BrokerState> {
+        let pod = self.pods.get(&ordinal);
+        let broker = self.sessions.get(&id);
+        let state = match (pod, broker) {
+            (Some(_), Some(broker)) if broker.held && broker.session.draining => {
+                BrokerPhase::Draining
+            }
+            (Some(pod), _) if is_ready(pod) => BrokerPhase::Serving,
+            (Some(_), _) => BrokerPhase::Starting,
+            (None, _) => BrokerPhase::Down,
+        };
+        Some(BrokerState {
+            id,
+            store_id: broker.map(|broker| broker.session.store_id.to_string()),
+            claim_name: Some(self.claim_name(ordinal)),
+            pod_name: Some(self.pod_name(ordinal)),
+            rack: self.racks.get(&ordinal).cloned(),
+            state,
+        })
+    }
+
+    /// The lowest release that a broker runs.
+    pub(crate) fn version(&self) -> Option<String> {
+        let held = self.sessions.values().filter(|broker| broker.held);
+        held.map(|broker| &broker.session.release)
+            .min_by_key(|release| numbers(release))
+            .cloned()
+    }
+}
+
+/// A release's numbers, which order it.
+fn numbers(release: &str) -> Vec<u64> {
+    let parts = release.split(|c: char| !c.is_ascii_digit());
+    parts.filter_map(|part| part.parse().ok()).collect()
+}
+
+pub(crate) fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod
+        .status
+        .iter()
+        .flat_map(|s| s.conditions.iter().flatten());
+    let ready =
+        |c: &k8s_openapi::api::core::v1::PodCondition| c.type_ == "Ready" && c.status == "True";
+    pod.metadata.deletion_timestamp.is_none() && conditions.into_iter().any(ready)
+}
+
+#[cfg(test)]
+mod tests {
+    use millrace_crds::coordination::BrokerSession;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn brokers(sessions: &[(i32, &str, &str)]) -> Brokers {
+        let session = |(id, pod, release): &(i32, &str, &str)| {
+            let session = BrokerSession {
+                broker_id: *id,
+                store_id: Uuid::nil(),
+                pod: (*pod).to_owned(),
+                address: String::new(),
+                release: (*release).to_owned(),
+                draining: false,
+            };
+            let broker = Broker {
+                session,
+                held: true,
+                epoch: 1,
+            };
+            (*id, broker)
+        };
+        Brokers {
+            cluster: "main".into(),
+            sessions: sessions.iter().map(session).collect(),
+            pods: BTreeMap::new(),
+            racks: BTreeMap::from([(1, "b".to_owned())]),
+        }
+    }
+
+    #[test]
+    fn a_broker_is_who_its_volume_says() {
+        let ids = |brokers: &Brokers| {
+            let candidates = brokers.candidates(3);
+            candidates.iter().map(|c| c.id).collect::<Vec<_>>()
+        };
+        assert_eq!(ids(&brokers(&[])), [0, 1, 2]);
+        assert_eq!(ids(&brokers(&[(1, "main-broker-1", "0.1.0")])), [0, 1, 2]);
+        // The volumes of two brokers were swapped.
+        let swapped = [(1, "main-broker-0", "0.1.0"), (0, "main-broker-1", "0.1.0")];
+        assert_eq!(ids(&brokers(&swapped)), [1, 0, 2]);
+        // Broker 2's volume is in pod 0: pod 2 has none that it could propose.
+        assert_eq!(ids(&brokers(&[(2, "main-broker-0", "0.1.0")])), [2, 1]);
+    }
+
+    #[test]
+    fn as_many_pods_stay_as_the_highest_broker_with_a_replica_needs() {
+        for (sessions, holding, expected) in [
+            (&[][..], &[][..], 0),
+            (&[], &[0, 2], 3),
+            (&[(7, "main-broker-1", "0.1.0")], &[0, 7], 2),
+        ] {
+            let found = brokers(sessions).pods_for(holding.iter().copied());
+            assert_eq!(found, expected, "{holding:?}");
+        }
+    }
+
+    #[test]
+    fn the_version_is_the_lowest_that_runs() {
+        let releases = [
+            (0, "main-broker-0", "0.10.0"),
+            (1, "main-broker-1", "0.9.1"),
+        ];
+        assert_eq!(brokers(&releases).version().as_deref(), Some("0.9.1"));
+        assert_eq!(brokers(&[]).version(), None);
+    }
+}

@@ -1,0 +1,392 @@
+//! Makes of a Cluster what it asks for: see what is there, decide, act, report.
+
+mod apply;
+mod brokers;
+mod claims;
+mod diagnosis;
+mod objects;
+mod removal;
+mod restart;
+mod status;
+mod support;
+mod sweep;
+
+pub(crate) use brokers::Brokers;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use kube::ResourceExt;
+use kube::api::{DeleteParams, ListParams, Preconditions};
+use kube::runtime::controller::Action;
+use kube::runtime::events::EventType;
+use millrace_crds::Cluster;
+use millrace_crds::conditions::Reason;
+use serde_json::json;
+use tracing::info;
+
+use self::apply::{Applied, apply};
+use self::objects::{Inputs, broker_name, objects};
+use self::restart::{Restart, restart};
+use self::status::{Counts, Found};
+use crate::context::{Context, now};
+use crate::error::{Doing, Error, conflict, not_found};
+use crate::index::ClusterId;
+use crate::problem::Problem;
+
+/// What can't be watched, such as why pods could not be made, is looked at again after this.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+/// A missed change is put right after this at the latest.
+const BACKSTOP: Duration = Duration::from_secs(600);
+
+pub(crate) async fn reconcile(
+    cluster: Arc<Cluster>,
+    context: Arc<Context>,
+) -> Result<Action, Error> {
+    let id = ClusterId::new(
+        &cluster.namespace().unwrap_or_default(),
+        &cluster.name_any(),
+    );
+    if cluster.metadata.deletion_timestamp.is_some() {
+        let done = removal::remove(&context, &cluster, &id).await?;
+        return Ok(match done {
+            true => Action::await_change(),
+            // The last pod's end is a change, but one of Leases that it took along might not be.
+            false => Action::requeue(LOOK_AGAIN),
+        });
+    }
+    let seen = see(&context, &id);
+    let set = context
+        .view
+        .stateful_sets
+        .get(&id.namespace, &broker_name(&id.name));
+    let mut outcome = Outcome::default();
+    if let Some(message) = support::unsupported(&cluster.spec) {
+        outcome.problem = Some(Problem::stalled(Reason::NotSupported, message));
+    } else if !cluster.spec.paused {
+        act(&context, &cluster, &id, &seen, set.as_deref(), &mut outcome).await?;
+    }
+    if outcome.problem.is_none() {
+        outcome.problem = problem(&context, &id, &seen, set.as_deref()).await;
+    }
+    report(&context, &cluster, &id, &seen, set.as_deref(), outcome).await
+}
+
+/// What is there.
+struct Seen {
+    brokers: Brokers,
+    claims: Vec<Arc<PersistentVolumeClaim>>,
+    controller: Option<i32>,
+    /// How many pods must stay, since they hold replicas.
+    holding: i32,
+    counts: Counts,
+}
+
+/// What came of acting.
+#[derive(Default)]
+struct Outcome {
+    problem: Option<Problem>,
+    restart: Option<Restart>,
+    growing: usize,
+}
+
+/// The brokers of a Cluster, for the placement of replicas too.
+pub(crate) fn brokers(context: &Context, id: &ClusterId) -> Brokers {
+    let view = &context.view;
+    let mut brokers = Brokers {
+        cluster: id.name.clone(),
+        sessions: view.sessions.lock().brokers(id),
+        pods: BTreeMap::new(),
+        racks: BTreeMap::new(),
+    };
+    let cluster = view.clusters.get(&id.namespace, &id.name);
+    let key = cluster.map(|cluster| cluster.spec.rack.topology_key.clone());
+    for pod in view.pods.all() {
+        let ordinal = brokers.ordinal(&pod.name_any());
+        if pod.namespace().as_deref() != Some(&id.namespace) {
+            continue;
+        }
+        let Some(ordinal) = ordinal else { continue };
+        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+        let node = node.and_then(|node| view.nodes.get("", node));
+        let rack = node.and_then(|node| node.labels().get(key.as_deref()?).cloned());
+        if let Some(rack) = rack {
+            brokers.racks.insert(ordinal, rack);
+        }
+        brokers.pods.insert(ordinal, pod);
+    }
+    brokers
+}
+
+fn see(context: &Context, id: &ClusterId) -> Seen {
+    let view = &context.view;
+    let brokers = brokers(context, id);
+    let claims = view.claims.all().into_iter().filter(|claim| {
+        let name = claim.name_any();
+        let ordinal = name
+            .strip_prefix("data-")
+            .and_then(|pod| brokers.ordinal(pod));
+        claim.namespace().as_deref() == Some(&id.namespace) && ordinal.is_some()
+    });
+    let claims = claims.collect();
+    let topics = view.records.lock().of(id).count();
+    let partitions = view.partitions.lock();
+    let counts = Counts::of(
+        i32::try_from(topics).unwrap_or(i32::MAX),
+        partitions.topics(id).map(|(_, topic)| topic),
+    );
+    let held = partitions.topics(id).flat_map(|(_, topic)| {
+        let there = topic.there.values();
+        let replicas = there.flat_map(|held| held.lease.assignment.replicas.iter().copied());
+        replicas.chain(topic.reserved.values().flatten().copied())
+    });
+    let holding = brokers.pods_for(held);
+    drop(partitions);
+    let controller = view.sessions.lock().controller(id);
+    Seen {
+        brokers,
+        claims,
+        controller,
+        holding,
+        counts,
+    }
+}
+
+/// How many pods there shall be: none that holds a replica is removed.
+fn pods(cluster: &Cluster, seen: &Seen) -> i32 {
+    cluster.spec.replicas.max(seen.holding)
+}
+
+async fn act(
+    context: &Context,
+    cluster: &Cluster,
+    id: &ClusterId,
+    seen: &Seen,
+    set: Option<&StatefulSet>,
+    outcome: &mut Outcome,
+) -> Result<(), Error> {
+    let finalizer = removal::wanted(cluster);
+    context
+        .set_finalizer(cluster, removal::FINALIZER, finalizer)
+        .await?;
+    match apply_all(context, cluster, seen, set).await {
+        Ok(Applied::Created) => {
+            let note = format!(
+                "made StatefulSet {} and what belongs to it",
+                broker_name(&id.name)
+            );
+            context
+                .event(cluster, EventType::Normal, "Created", note)
+                .await;
+        }
+        Ok(_) => {}
+        Err(error) if error.refused() => {
+            let message = format!("{error}. Correct the spec, or what refuses it");
+            outcome.problem = Some(Problem::stalled(Reason::Refused, message));
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    }
+    let growth = claims::growth(
+        &seen.claims,
+        &context.view.storage_classes.all(),
+        &cluster.spec.storage.size,
+    );
+    for claim in &growth.patch {
+        claims::grow(context, &id.namespace, claim, &cluster.spec.storage.size).await?;
+        let note = format!("asked for {} for {claim}", cluster.spec.storage.size.0);
+        context
+            .event(cluster, EventType::Normal, "GrowingStorage", note)
+            .await;
+    }
+    outcome.growing = growth.growing;
+    outcome.problem = growth.problem;
+    if let Some(set) = set {
+        let restart = restart(set, &seen.brokers.pods, seen.controller);
+        outcome.restart = Some(restart);
+        if let Some(ordinal) = restart.next {
+            restart_broker(context, cluster, seen, ordinal).await?;
+        }
+    }
+    sweep::sweep(context, id).await
+}
+
+/// Applies all objects, those first that the pods need.
+async fn apply_all(
+    context: &Context,
+    cluster: &Cluster,
+    seen: &Seen,
+    set: Option<&StatefulSet>,
+) -> Result<Applied, Error> {
+    let inputs = Inputs {
+        default_image: &context.default_image,
+        replicas: pods(cluster, seen),
+        claim_template_size: set.and_then(template_size),
+    };
+    let objects = objects(cluster, &inputs);
+    let view = &context.view;
+    apply(context, &view.service_accounts, &objects.service_account).await?;
+    apply(context, &view.roles, &objects.role).await?;
+    apply(context, &view.role_bindings, &objects.role_binding).await?;
+    apply(context, &view.config_maps, &objects.config_map).await?;
+    apply(context, &view.services, &objects.brokers_service).await?;
+    apply(context, &view.services, &objects.bootstrap_service).await?;
+    apply(context, &view.network_policies, &objects.network_policy).await?;
+    apply(
+        context,
+        &view.disruption_budgets,
+        &objects.disruption_budget,
+    )
+    .await?;
+    apply(context, &view.stateful_sets, &objects.stateful_set).await
+}
+
+fn template_size(set: &StatefulSet) -> Option<&Quantity> {
+    let templates = set.spec.volume_claim_templates.as_ref()?;
+    let requests = templates.first()?.spec.as_ref()?.resources.as_ref()?;
+    requests.requests.as_ref()?.get("storage")
+}
+
+async fn restart_broker(
+    context: &Context,
+    cluster: &Cluster,
+    seen: &Seen,
+    ordinal: i32,
+) -> Result<(), Error> {
+    let Some(pod) = seen.brokers.pods.get(&ordinal) else {
+        return Ok(());
+    };
+    let name = pod.name_any();
+    // This pod, not its successor.
+    let params = DeleteParams::default().preconditions(Preconditions {
+        uid: pod.uid(),
+        resource_version: None,
+    });
+    let pods = context.api::<Pod>(&pod.namespace().unwrap_or_default());
+    match pods.delete(&name, &params).await {
+        Err(error) if not_found(&error) || conflict(&error) => return Ok(()),
+        answer => answer.map(drop).doing(|| format!("delete Pod {name}"))?,
+    }
+    info!(pod = name, "restarted for a change of its pod");
+    let note = format!("{name} restarts: its pod is not as the Cluster's spec says any more");
+    context
+        .event(cluster, EventType::Normal, "RestartingBroker", note)
+        .await;
+    Ok(())
+}
+
+/// Why brokers do not come up.
+async fn problem(
+    context: &Context,
+    id: &ClusterId,
+    seen: &Seen,
+    set: Option<&StatefulSet>,
+) -> Option<Problem> {
+    let classes = context.view.storage_classes.all();
+    let claims = seen.claims.iter();
+    let of_claims = claims
+        .filter_map(|claim| diagnosis::of_claim(claim, &classes))
+        .next();
+    let pods = seen.brokers.pods.values();
+    let of_pods = || {
+        pods.filter_map(|pod| diagnosis::of_pod(pod))
+            .max_by_key(|p| p.stalled)
+    };
+    if let Some(problem) = of_claims.or_else(of_pods) {
+        return Some(problem);
+    }
+    let wanted = set?.spec.replicas?;
+    let made = i32::try_from(seen.brokers.pods.len()).unwrap_or(i32::MAX);
+    if made >= wanted {
+        return None;
+    }
+    refusal(context, id)
+        .await
+        .map(|note| diagnosis::of_refusal(&note))
+}
+
+/// The newest word of the StatefulSet's controller on what it could not make. It is said nowhere but in an Event.
+async fn refusal(context: &Context, id: &ClusterId) -> Option<String> {
+    let fields = format!(
+        "regarding.kind=StatefulSet,regarding.name={},reason=FailedCreate",
+        broker_name(&id.name)
+    );
+    let events = context.api::<Event>(&id.namespace);
+    let found = events.list(&ListParams::default().fields(&fields)).await;
+    let newest = found.ok()?.items.into_iter().max_by_key(|event| {
+        let series = event
+            .series
+            .as_ref()
+            .map(|series| series.last_observed_time.0);
+        let last = event.deprecated_last_timestamp.as_ref().map(|time| time.0);
+        series.max(last).max(
+            event
+                .metadata
+                .creation_timestamp
+                .as_ref()
+                .map(|time| time.0),
+        )
+    });
+    newest?.note
+}
+
+async fn report(
+    context: &Context,
+    cluster: &Cluster,
+    id: &ClusterId,
+    seen: &Seen,
+    set: Option<&StatefulSet>,
+    outcome: Outcome,
+) -> Result<Action, Error> {
+    let none = Restart {
+        outdated: 0,
+        next: None,
+    };
+    let incomplete = outcome.problem.is_some()
+        || seen.brokers.pods.len() < pods(cluster, seen).unsigned_abs() as usize;
+    let found = Found {
+        brokers: &seen.brokers,
+        stateful_set: set,
+        pods: pods(cluster, seen),
+        controller: seen.controller,
+        counts: seen.counts,
+        restart: outcome.restart.unwrap_or(none),
+        growing: outcome.growing,
+        problem: outcome.problem,
+    };
+    let status = status::status(cluster, &found, &now());
+    if cluster.status.as_ref() != Some(&status) {
+        context.write_status(cluster, json!(status)).await?;
+        if let Some(problem) = newly_stalled(cluster, &found) {
+            let reason = problem.reason.as_str();
+            context
+                .event(cluster, EventType::Warning, reason, problem.message.clone())
+                .await;
+        }
+        info!(
+            cluster = id.name,
+            namespace = id.namespace,
+            ready = status.ready_replicas,
+            "status written"
+        );
+    }
+    Ok(Action::requeue(if incomplete {
+        LOOK_AGAIN
+    } else {
+        BACKSTOP
+    }))
+}
+
+/// A problem that the status did not have before.
+fn newly_stalled<'a>(cluster: &Cluster, found: &'a Found<'_>) -> Option<&'a Problem> {
+    let problem = found.problem.as_ref().filter(|problem| problem.stalled)?;
+    let conditions = cluster.status.iter().flat_map(|status| &status.conditions);
+    let mut same = conditions.filter(|held| held.type_ == "Stalled");
+    let known = same.any(|held| held.reason == problem.reason.as_str());
+    (!known).then_some(problem)
+}

@@ -1,0 +1,92 @@
+//! The objects of a Cluster, as they shall be: pure, from its spec alone. Each is what server-side apply takes, hence holds only what the operator
+//! has an opinion on.
+
+mod access;
+mod hash;
+mod labels;
+mod network;
+mod overlay;
+mod settings;
+mod stateful_set;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use labels::{APPLIED_ANNOTATION, selector};
+pub(crate) use settings::client_port;
+
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use millrace_crds::Cluster;
+use serde_json::{Value, json};
+
+/// What the brokers' pods, their claims' owner and so on are called.
+pub(crate) fn broker_name(cluster: &str) -> String {
+    format!("{cluster}-broker")
+}
+
+/// The headless Service, by which each broker has a DNS name.
+pub(crate) fn brokers_service(cluster: &str) -> String {
+    format!("{cluster}-brokers")
+}
+
+/// The Service at which apps begin.
+pub(crate) fn bootstrap_service(cluster: &str) -> String {
+    format!("{cluster}-bootstrap")
+}
+
+/// The ConfigMap of the brokers' settings.
+pub(crate) fn config_map(cluster: &str) -> String {
+    format!("{cluster}-config")
+}
+
+/// What desired objects depend on besides the Cluster.
+pub(crate) struct Inputs<'a> {
+    /// The brokers' image if the Cluster names none.
+    pub(crate) default_image: &'a str,
+    /// How many pods: more than the spec says while the last ones still hold replicas.
+    pub(crate) replicas: i32,
+    /// The size in the claim template of the StatefulSet that is there: it can't change.
+    pub(crate) claim_template_size: Option<&'a Quantity>,
+}
+
+/// All objects of a Cluster.
+#[derive(Clone, Debug)]
+pub(crate) struct Objects {
+    pub(crate) service_account: Value,
+    pub(crate) role: Value,
+    pub(crate) role_binding: Value,
+    pub(crate) config_map: Value,
+    pub(crate) brokers_service: Value,
+    pub(crate) bootstrap_service: Value,
+    pub(crate) network_policy: Value,
+    pub(crate) disruption_budget: Value,
+    pub(crate) stateful_set: Value,
+}
+
+/// The objects that a Cluster shall have.
+pub(crate) fn objects(cluster: &Cluster, inputs: &Inputs<'_>) -> Objects {
+    let settings = settings::config_map(cluster);
+    let stateful_set = stateful_set::stateful_set(cluster, inputs, &hash::of(&settings["data"]));
+    let finish = |object| hash::stamp(labels::own(cluster, object));
+    Objects {
+        service_account: finish(access::service_account(cluster)),
+        role: finish(access::role(cluster)),
+        role_binding: finish(access::role_binding(cluster)),
+        config_map: finish(settings),
+        brokers_service: finish(network::brokers_service(cluster)),
+        bootstrap_service: finish(network::bootstrap_service(cluster)),
+        network_policy: finish(network::network_policy(cluster)),
+        disruption_budget: finish(disruption_budget(cluster)),
+        stateful_set: finish(stateful_set),
+    }
+}
+
+/// Drains and upgrades of nodes take one broker at a time.
+fn disruption_budget(cluster: &Cluster) -> Value {
+    let name = labels::name(cluster);
+    json!({
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": {"name": broker_name(name)},
+        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": labels::selecting(name)}},
+    })
+}

@@ -1,0 +1,62 @@
+//! Records whose Topic is gone. A Topic that retains its records has no finalizer, so nothing but its absence says so.
+
+use kube::ResourceExt;
+use millrace_crds::Topic;
+use millrace_crds::coordination::{TopicRecord, TopicState};
+use tracing::info;
+
+use crate::context::Context;
+use crate::error::{Doing, Error};
+use crate::index::ClusterId;
+use crate::record;
+use crate::topic::delete_records;
+
+pub(super) async fn sweep(context: &Context, cluster: &ClusterId) -> Result<(), Error> {
+    let records: Vec<TopicRecord> = context.view.records.lock().of(cluster).cloned().collect();
+    for record in records {
+        if !orphaned(context, &record).await? {
+            continue;
+        }
+        match record.state {
+            TopicState::Active => {
+                let retained = TopicRecord {
+                    state: TopicState::Retained,
+                    ..record.clone()
+                };
+                record::replace(context, cluster, &record, &retained).await?;
+                info!(
+                    topic = record.config.name,
+                    cluster = cluster.name,
+                    "its Topic is gone; its records are kept"
+                );
+            }
+            // Someone took the finalizer off a Topic that was being deleted.
+            TopicState::Deleting => drop(delete_records(context, cluster, &record).await?),
+            TopicState::Retained => {}
+        }
+    }
+    Ok(())
+}
+
+/// Whether the Topic is gone for certain: what the cache lacks is asked for.
+async fn orphaned(context: &Context, record: &TopicRecord) -> Result<bool, Error> {
+    let (namespace, name) = (&record.namespace, &record.topic);
+    let is_it = |topic: &Topic| topic.uid().as_deref() == Some(&record.topic_uid);
+    if record.state == TopicState::Retained || !context.watches(namespace) {
+        return Ok(false);
+    }
+    if context
+        .view
+        .topics
+        .get(namespace, name)
+        .is_some_and(|topic| is_it(&topic))
+    {
+        return Ok(false);
+    }
+    let topics = context.api::<Topic>(namespace);
+    let found = topics
+        .get_opt(name)
+        .await
+        .doing(|| format!("read Topic {namespace}/{name}"))?;
+    Ok(!found.is_some_and(|topic| is_it(&topic)))
+}

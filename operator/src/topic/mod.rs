@@ -1,0 +1,282 @@
+//! Makes of a Topic what it asks for: its record, and a Lease for each partition.
+
+mod decide;
+mod partitions;
+mod removal;
+mod status;
+
+pub(crate) use removal::delete_records;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::ResourceExt;
+use kube::runtime::controller::Action;
+use kube::runtime::events::EventType;
+use millrace_crds::conditions::Reason;
+use millrace_crds::coordination::TopicRecord;
+use millrace_crds::{Cluster, Topic};
+use serde_json::json;
+use tracing::info;
+
+use self::decide::{Decision, Known, decide, missing};
+use self::removal::Progress;
+use self::status::Found;
+use crate::context::{Context, now};
+use crate::error::Error;
+use crate::index::{self, ClusterId};
+use crate::problem::Problem;
+use crate::record::{self, Written};
+use crate::view::cluster_of;
+
+/// A decision that was overtaken is made again after this.
+const AGAIN: Duration = Duration::from_millis(200);
+
+pub(crate) async fn reconcile(topic: Arc<Topic>, context: Arc<Context>) -> Result<Action, Error> {
+    let id = cluster_of(&topic);
+    if topic.metadata.deletion_timestamp.is_some() {
+        return delete(&context, &topic, &id).await;
+    }
+    let cluster = context.view.clusters.get(&id.namespace, &id.name);
+    let record = record_of(&context, &topic, &id);
+    let decision = decide(
+        &topic,
+        &known(&context, &topic, cluster.as_deref(), record.as_ref()),
+    );
+    let (decision, cluster) = match (decision, cluster) {
+        (Ok(decision), Some(cluster)) => (decision, cluster),
+        (Ok(_), None) => return Ok(Action::await_change()),
+        (Err(problem), _) => {
+            let mine = record
+                .and_then(Result::ok)
+                .filter(|record| is_of(record, &topic));
+            let made = made(&topic, mine.as_ref(), None);
+            return report(&context, &topic, &id, mine.as_ref(), made, Some(problem)).await;
+        }
+    };
+    let record = decision.record().clone();
+    if cluster.spec.paused {
+        let problem = (!matches!(decision, Decision::Keep(_))).then(|| {
+            let message = format!("Cluster {} is paused: nothing is changed", id.name);
+            Problem::passing(Reason::Paused, message)
+        });
+        let mine = (!matches!(decision, Decision::Create(_))).then_some(&record);
+        let made = made(&topic, mine, None);
+        return report(&context, &topic, &id, mine, made, problem).await;
+    }
+    let wanted = removal::wanted(&topic);
+    context
+        .set_finalizer(&*topic, removal::FINALIZER, wanted)
+        .await?;
+    let taken_over = match &decision {
+        Decision::Replace { before, .. } if !is_of(before, &topic) => Some(before),
+        _ => None,
+    };
+    let made = made(&topic, Some(&record), taken_over);
+    if write(&context, &topic, &id, &decision).await? == Written::Otherwise {
+        return Ok(Action::requeue(AGAIN));
+    }
+    complete(&context, &topic, &cluster, &id, &record, made).await
+}
+
+/// Makes the Leases that are missing, and reports.
+async fn complete(
+    context: &Context,
+    topic: &Topic,
+    cluster: &Cluster,
+    id: &ClusterId,
+    record: &TopicRecord,
+    made: i32,
+) -> Result<Action, Error> {
+    let leases = context.view.partitions.lock().topic(id, record.topic_id);
+    let missing = missing(record, &leases, made);
+    let lost = missing.lost.first().copied();
+    let again: Vec<i32> = missing
+        .again
+        .iter()
+        .map(|l| l.assignment.partition)
+        .collect();
+    let made_now = missing.new.len();
+    let outcome = partitions::make(context, cluster, id, record, missing).await?;
+    if !again.is_empty() {
+        let note = format!(
+            "Leases of partitions {again:?} were deleted, and are made again in a later leader epoch"
+        );
+        context
+            .event(topic, EventType::Warning, "LeaseMadeAgain", note)
+            .await;
+    }
+    let problem = outcome.err().or_else(|| lost.map(|partition| {
+        let lease = format!("{}-{}-{partition}", id.name, record.topic_id);
+        Problem::stalled(
+            Reason::LeaseLost,
+            format!(
+                "Lease {lease} was deleted while no operator ran, so no one knows the partition's leader epoch. Restore it from a backup, or delete the topic"
+            ),
+        )
+    }));
+    let partitions = i32::try_from(record.config.partitions).unwrap_or(i32::MAX);
+    let made = if problem.is_none() { partitions } else { made };
+    if made_now > 0 && problem.is_none() {
+        let (reason, note) = match made_now as u32 == record.config.partitions {
+            true => (
+                "Created",
+                format!(
+                    "made topic {} with {partitions} partitions",
+                    record.config.name
+                ),
+            ),
+            false => (
+                "Grown",
+                format!("added {made_now} partitions; there are {partitions} now"),
+            ),
+        };
+        context.event(topic, EventType::Normal, reason, note).await;
+    }
+    report(context, topic, id, Some(record), made, problem).await
+}
+
+async fn write(
+    context: &Context,
+    topic: &Topic,
+    id: &ClusterId,
+    decision: &Decision,
+) -> Result<Written, Error> {
+    match decision {
+        Decision::Keep(_) => Ok(Written::Done),
+        Decision::Create(record) => record::create(context, id, record).await,
+        Decision::Replace { before, after } => {
+            let written = record::replace(context, id, before, after).await?;
+            if written == Written::Done && !is_of(before, topic) {
+                let note = format!(
+                    "took over the records that were kept of topic {}",
+                    after.config.name
+                );
+                context
+                    .event(topic, EventType::Normal, "TakenOver", note)
+                    .await;
+            }
+            Ok(written)
+        }
+    }
+}
+
+fn known<'a>(
+    context: &Context,
+    topic: &Topic,
+    cluster: Option<&'a Cluster>,
+    record: Option<&'a Result<TopicRecord, String>>,
+) -> Known<'a> {
+    let view = &context.view;
+    let namespace = topic.namespace().unwrap_or_default();
+    let admitted = cluster.is_some_and(|cluster| {
+        let labels = view.namespace_labels(&namespace);
+        let own = cluster.namespace().unwrap_or_default();
+        cluster
+            .spec
+            .topic_namespaces
+            .admit(&own, &namespace, &labels)
+    });
+    let owner_lives = match record {
+        Some(Ok(record)) => {
+            let owner = view.topics.get(&record.namespace, &record.topic);
+            owner.is_some_and(|owner| is_of(record, &owner))
+        }
+        _ => false,
+    };
+    Known {
+        cluster,
+        admitted,
+        record,
+        owner_lives,
+    }
+}
+
+fn record_of(
+    context: &Context,
+    topic: &Topic,
+    id: &ClusterId,
+) -> Option<Result<TopicRecord, String>> {
+    let name = topic.client_name(&id.namespace);
+    let object = TopicRecord::object_name(&id.name, &name);
+    context.view.records.lock().get(id, &object)
+}
+
+fn is_of(record: &TopicRecord, topic: &Topic) -> bool {
+    topic.metadata.uid.as_ref() == Some(&record.topic_uid)
+}
+
+/// So many partitions have had a Lease, as the status says, or as the record that is taken over did.
+fn made(topic: &Topic, record: Option<&TopicRecord>, taken_over: Option<&TopicRecord>) -> i32 {
+    let taken_over = taken_over.and_then(|before| i32::try_from(before.config.partitions).ok());
+    let status = topic.status.as_ref();
+    let told = status.filter(|status| {
+        let id = record.map(|record| record.topic_id.to_string());
+        status.topic_id.is_some() && status.topic_id == id
+    });
+    let told = told.and_then(|status| status.partitions);
+    taken_over.or(told).unwrap_or(0)
+}
+
+async fn delete(context: &Context, topic: &Topic, id: &ClusterId) -> Result<Action, Error> {
+    if !topic
+        .finalizers()
+        .iter()
+        .any(|held| held == removal::FINALIZER)
+    {
+        return Ok(Action::await_change());
+    }
+    let progress = removal::remove(context, topic, id).await?;
+    match progress {
+        Progress::Done => {
+            info!(topic = status::full_name(topic), "deleted");
+            Ok(Action::await_change())
+        }
+        Progress::Again => Ok(Action::requeue(AGAIN)),
+        Progress::Waiting(_) => {
+            let record = record_of(context, topic, id).and_then(Result::ok);
+            let message = removal::told(topic, &progress);
+            let problem = Problem::passing(Reason::Deleting, message);
+            let made = made(topic, record.as_ref(), None);
+            report(context, topic, id, record.as_ref(), made, Some(problem)).await
+        }
+    }
+}
+
+async fn report(
+    context: &Context,
+    topic: &Topic,
+    id: &ClusterId,
+    record: Option<&TopicRecord>,
+    made: i32,
+    problem: Option<Problem>,
+) -> Result<Action, Error> {
+    let leases = match record {
+        Some(record) => context.view.partitions.lock().topic(id, record.topic_id),
+        None => index::Topic::default(),
+    };
+    let controller = context.view.sessions.lock().controller(id).is_some();
+    let refused = problem.clone().filter(|problem| problem.stalled);
+    let found = Found {
+        record,
+        leases: &leases,
+        made,
+        controller,
+        problem,
+    };
+    let status = status::status(topic, &found, &now());
+    if topic.status.as_ref() != Some(&status) {
+        context.write_status(topic, json!(status)).await?;
+        let conditions = topic.status.iter().flat_map(|status| &status.conditions);
+        let mut stalled = conditions.filter(|held| held.type_ == "Stalled");
+        if let Some(problem) = refused
+            && !stalled.any(|held| held.reason == problem.reason.as_str())
+        {
+            let reason = problem.reason.as_str();
+            context
+                .event(topic, EventType::Warning, reason, problem.message)
+                .await;
+        }
+    }
+    Ok(Action::await_change())
+}
