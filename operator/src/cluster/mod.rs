@@ -295,7 +295,7 @@ async fn problem(
     let pods = seen.brokers.pods.values();
     let of_pods = || {
         pods.filter_map(|pod| diagnosis::of_pod(pod))
-            .max_by_key(|p| p.stalled)
+            .min_by_key(|problem| !problem.stalled)
     };
     if let Some(problem) = of_claims.or_else(of_pods) {
         return Some(problem);

@@ -34,7 +34,7 @@ impl Counts {
             counts.partitions += 1;
             if assignment.leader.is_none() {
                 counts.offline += 1;
-                counts.lost_leader += i32::from(held.lease.held.epoch > 0);
+                counts.lost_leader += i32::from(!assignment.isr.is_empty());
             }
             let short = assignment.isr.len() < assignment.replicas.len();
             counts.under_replicated += i32::from(short);

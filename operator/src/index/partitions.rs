@@ -156,6 +156,7 @@ mod tests {
     fn lease(epoch: i32, partition_epoch: i64) -> Lease {
         let mut assignment = PartitionAssignment::new(TOPIC, 3, vec![0, 1]);
         assignment.partition_epoch = partition_epoch;
+        assignment.write_id = Uuid::nil();
         let held = coordination::Held {
             epoch,
             ..Default::default()

@@ -140,7 +140,7 @@ fn degraded(status: &TopicStatus, found: &Found<'_>) -> (bool, Reason, String) {
     let partitions = status.partitions.unwrap_or(0);
     let there = found.leases.there.values();
     let lost_leader = there
-        .filter(|held| held.lease.assignment.leader.is_none() && held.lease.held.epoch > 0)
+        .filter(|held| held.lease.assignment.leader.is_none() && has_led(held))
         .count();
     // Those that never had a leader hold nothing that could be short.
     let fresh = i32::try_from(found.leases.there.len() - found.led()).unwrap_or(0);
@@ -170,8 +170,13 @@ impl Found<'_> {
     /// How many partitions have ever had a leader.
     fn led(&self) -> usize {
         let there = self.leases.there.values();
-        there.filter(|held| held.lease.held.epoch > 0).count()
+        there.filter(|held| has_led(held)).count()
     }
+}
+
+/// Only a partition that never had a leader has no ISR.
+fn has_led(held: &index::Held) -> bool {
+    !held.lease.assignment.isr.is_empty()
 }
 
 /// For logs.
