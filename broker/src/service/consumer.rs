@@ -329,9 +329,7 @@ fn available(wanted: &[Wanted]) -> Option<bool> {
     let mut any = false;
     for Wanted { offset, log, .. } in wanted {
         let log = log.as_ref().ok()?;
-        if *offset > log.high_watermark() || *offset < log.log_start() {
-            return None;
-        }
+        log.check_offset(*offset).ok()?;
         any |= *offset < log.high_watermark();
     }
     Some(any)

@@ -14,11 +14,25 @@ pub(super) struct Db {
     /// Keeps RocksDB's statistics readable.
     log_options: Options,
     durability: Durability,
-    log_starts: LogStarts,
+    log_starts: Arc<RwLock<LogStarts>>,
 }
 
-/// The log start offset of each partition, for the compaction filter.
-type LogStarts = Arc<RwLock<HashMap<PartitionId, i64>>>;
+/// For the compaction filter. Numbers of partitions are never reused: what is in the log of one that is not held is of one that
+/// was deleted, once all that are held are known.
+#[derive(Default)]
+struct LogStarts {
+    by_partition: HashMap<PartitionId, i64>,
+    complete: bool,
+}
+
+impl LogStarts {
+    fn keeps(&self, partition: PartitionId, last_offset: i64) -> bool {
+        match self.by_partition.get(&partition) {
+            Some(log_start) => last_offset >= *log_start,
+            None => !self.complete,
+        }
+    }
+}
 
 impl Db {
     pub(super) fn open(options: &StorageOptions) -> Result<Db, StorageError> {
@@ -27,13 +41,10 @@ impl Db {
             cause,
         };
         std::fs::create_dir_all(&options.path).map_err(|error| fail(error.to_string()))?;
-        let log_starts = LogStarts::default();
+        let log_starts = Arc::new(RwLock::new(LogStarts::default()));
         let filter = log_starts.clone();
         let keep = move |key: &[u8]| match keys::parse_log(key) {
-            Some((_, partition, last_offset)) => filter
-                .read()
-                .get(&partition)
-                .is_none_or(|log_start| last_offset >= *log_start),
+            Some((_, partition, last_offset)) => filter.read().keeps(partition, last_offset),
             None => true,
         };
         let log_options = options.log_database(keep);
@@ -121,7 +132,22 @@ impl Db {
 
     /// Tells the compaction filter what may go.
     pub(super) fn set_log_start(&self, partition: PartitionId, log_start: i64) {
-        self.log_starts.write().insert(partition, log_start);
+        let mut log_starts = self.log_starts.write();
+        log_starts.by_partition.insert(partition, log_start);
+    }
+
+    /// Tells the compaction filter that it knows all partitions that are held; from now on it has to be told of each new one
+    /// before anything is appended to it.
+    pub(super) fn all_log_starts_set(&self) {
+        self.log_starts.write().complete = true;
+    }
+
+    /// Tells the compaction filter that partitions are deleted.
+    pub(super) fn forget_log_starts(&self, partitions: impl Iterator<Item = PartitionId>) {
+        let mut log_starts = self.log_starts.write();
+        for partition in partitions {
+            log_starts.by_partition.remove(&partition);
+        }
     }
 
     /// RocksDB's own statistics of the log, as text of `name COUNT : value` lines.

@@ -19,6 +19,8 @@ pub(super) const NEXT_PRODUCER_ID: &[u8] = b"n";
 pub(super) const TOPIC: u8 = b'T';
 /// `meta`, prefix: partitions. Since format 2.
 pub(super) const PARTITION: u8 = b'P';
+/// `meta`, prefix: partitions that are deleted, of which other entries may be left. Since format 2.
+pub(super) const DELETED: u8 = b'D';
 /// `meta`, prefix: generations that hold data.
 pub(super) const GENERATION: u8 = b'g';
 /// `meta`, prefix: log start offsets.
@@ -98,6 +100,17 @@ pub(super) fn parse_partition(key: &[u8]) -> Option<(Uuid, i32)> {
     let (topic_id, index) = key.get(1..)?.split_first_chunk::<16>()?;
     let index = i32::from_be_bytes(index.try_into().ok()?);
     Some((Uuid::from_bytes(*topic_id), index))
+}
+
+/// `meta`: the mark of a deleted partition. Since format 2.
+pub(super) fn deleted(partition: PartitionId) -> [u8; 5] {
+    prefixed(DELETED, partition.0)
+}
+
+/// The partition in the mark of a deleted one; `None` if it is none.
+pub(super) fn parse_deleted(key: &[u8]) -> Option<PartitionId> {
+    let number = key.get(1..)?.try_into().ok()?;
+    Some(PartitionId(u32::from_be_bytes(number)))
 }
 
 /// `meta`: a sealed generation.
@@ -186,6 +199,8 @@ mod tests {
         assert_eq!(partition(topic_id, 7), expected);
         assert_eq!(parse_partition(&expected), Some((topic_id, 7)));
         assert_eq!(parse_partition(&expected[..20]), None);
+        assert_eq!(deleted(PartitionId(2)), [b'D', 0, 0, 0, 2]);
+        assert_eq!(parse_deleted(&[b'D', 0, 0, 0, 2]), Some(PartitionId(2)));
         assert_eq!(after_prefix(&[1, 255]), Some(vec![2]));
         assert_eq!(after_prefix(&[255]), None);
     }

@@ -30,6 +30,18 @@ impl Leadership {
         let _ = self.change(NOT_LED);
     }
 
+    pub(super) fn delete(&self) {
+        self.0.store(DELETED, Ordering::Release);
+    }
+
+    /// An error if the partition is deleted.
+    pub(super) fn check_held(&self) -> Result<(), StorageError> {
+        match self.0.load(Ordering::Acquire) {
+            DELETED => Err(StorageError::Deleted),
+            _ => Ok(()),
+        }
+    }
+
     /// An error unless the partition is led in exactly this epoch.
     pub(super) fn check_led_in(&self, epoch: i32) -> Result<(), StorageError> {
         let now = self.0.load(Ordering::Acquire);
@@ -84,5 +96,17 @@ mod tests {
             leadership.check_led_in(7),
             Err(StorageError::NotLed)
         ));
+    }
+
+    #[test]
+    fn a_deleted_partition_is_never_led_again() {
+        let leadership = Leadership::new(Some(3));
+        leadership.delete();
+        assert!(matches!(leadership.lead(4), Err(StorageError::Deleted)));
+        leadership.resign();
+        assert_eq!(leadership.epoch(), None);
+        for error in [leadership.check_led_in(3), leadership.check_held()] {
+            assert!(matches!(error, Err(StorageError::Deleted)));
+        }
     }
 }

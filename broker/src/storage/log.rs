@@ -179,6 +179,22 @@ impl PartitionLog {
         self.leadership.resign();
     }
 
+    /// Takes the partition out of use for good, and wakes those who wait for more of it.
+    pub(super) fn delete(&self) {
+        self.leadership.delete();
+        self.wake();
+    }
+
+    /// Lets go of what is in memory.
+    pub(super) fn clear(&self) {
+        *self.view.lock() = View::default();
+    }
+
+    /// An error if the partition is deleted.
+    pub(super) fn check_held(&self) -> Result<(), StorageError> {
+        self.leadership.check_held()
+    }
+
     /// An error unless this broker leads the partition in exactly this epoch.
     pub(super) fn check_led_in(&self, epoch: i32) -> Result<(), StorageError> {
         self.leadership.check_led_in(epoch)
@@ -191,7 +207,7 @@ impl PartitionLog {
             .saturating_sub(self.removed_bytes.load(Ordering::Acquire))
     }
 
-    /// Calls `waiter` once, at the next rise of the high watermark.
+    /// Calls `waiter` once, at the next rise of the high watermark or when the partition is deleted.
     pub fn notify_on_append(&self, waiter: &Arc<Notify>) {
         let mut waiters = self.waiters.lock();
         // On an idle partition nobody clears out those that have given up. Looking only when the list would grow keeps the cost even.
@@ -201,7 +217,9 @@ impl PartitionLog {
         waiters.push(Arc::downgrade(waiter));
     }
 
-    pub(super) fn check_offset(&self, offset: i64) -> Result<(), StorageError> {
+    /// An error unless the partition is held and consumers can read from `offset`, or could if there were more.
+    pub fn check_offset(&self, offset: i64) -> Result<(), StorageError> {
+        self.check_held()?;
         let (log_start, high_watermark) = (self.log_start(), self.high_watermark());
         if offset < log_start || offset > high_watermark {
             return Err(StorageError::OffsetOutOfRange {
@@ -304,10 +322,14 @@ impl PartitionLog {
     /// Lets consumers read up to `offset`, and wakes those who wait.
     pub(super) fn advance_high_watermark(&self, offset: i64) {
         if self.high_watermark.fetch_max(offset, Ordering::AcqRel) < offset {
-            let waiters = std::mem::take(&mut *self.waiters.lock());
-            for waiter in waiters.iter().filter_map(Weak::upgrade) {
-                waiter.notify_one();
-            }
+            self.wake();
+        }
+    }
+
+    fn wake(&self) {
+        let waiters = std::mem::take(&mut *self.waiters.lock());
+        for waiter in waiters.iter().filter_map(Weak::upgrade) {
+            waiter.notify_one();
         }
     }
 

@@ -1,5 +1,6 @@
-//! Record batches in RocksDB: append, read, retention, truncation, recovery. It knows partitions as numbers and batches as
-//! headers with bytes; topics, leaders and clients are above it.
+//! Record batches in RocksDB: append, read, retention, truncation, deletion, recovery. It holds partitions of topics and batches as
+//! headers with bytes, and appends to a partition only in the epoch in which it is told to lead it; who leads, and clients, are
+//! above it.
 //!
 //! # Layout
 //! Two RocksDB databases, each with one column family and one write-ahead log (WAL):
@@ -25,10 +26,11 @@
 //! - One thread, the [`writer`], appends; offsets, sequences and runs are its own, without locks.
 //! - An append is acknowledged when its group is in the WAL (`durability: os`) or after the fsync that covers it (`fsync`).
 //! - Reads are bounded by the high watermark; the newest batches come from memory ([`log`]'s tail), older ones from RocksDB.
-//! - What retention or truncation removes is first made invisible (log start offset, run bounds), then given back as files. No
+//! - What retention, truncation or [deletion](delete) removes is first made invisible (log start offset, run bounds), then given back as files. No
 //!   tombstones are written into `log`, since a tombstone for an old generation would make files overlap.
 
 mod db;
+mod delete;
 mod descriptors;
 mod disk;
 mod error;

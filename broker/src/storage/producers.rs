@@ -205,14 +205,18 @@ impl Producers {
         };
     }
 
-    /// Forgets the batches at and after `offset`. Returns the producers that changed.
-    pub(super) fn truncate(&mut self, offset: i64) -> Vec<i64> {
+    /// Forgets the batches at and after `offset`. Returns the producers that changed, with what was known of them, for
+    /// [`Self::restore`].
+    pub(super) fn truncate(&mut self, offset: i64) -> Vec<(i64, Option<Producer>)> {
         let mut changed = Vec::new();
         for (id, producer) in &mut self.producers {
-            let before = producer.batches.len();
-            producer.batches.retain(|batch| batch.last_offset < offset);
-            if producer.batches.len() != before {
-                changed.push(*id);
+            if producer
+                .batches
+                .iter()
+                .any(|batch| batch.last_offset >= offset)
+            {
+                changed.push((*id, Some(producer.clone())));
+                producer.batches.retain(|batch| batch.last_offset < offset);
             }
         }
         changed
@@ -398,7 +402,8 @@ mod tests {
     #[test]
     fn truncation_forgets_what_it_removed() {
         let mut producers = producers_after(&[(0, 0, 10), (0, 10, 5)]);
-        assert_eq!(producers.truncate(12), vec![1]);
+        let before = producers.producers.get(&1).cloned();
+        assert_eq!(producers.truncate(12), vec![(1, before)]);
         assert_eq!(producers.check(&header(1, 0, 10, 5)), Ok(Verdict::Append));
         producers.truncate(0);
         assert_eq!(producers.check(&header(1, 0, 99, 1)), Ok(Verdict::Append));

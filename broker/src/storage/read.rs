@@ -227,6 +227,7 @@ pub(super) fn find_timestamp(
     log: &PartitionLog,
     timestamp_ms: i64,
 ) -> Result<Option<(i64, i64)>, StorageError> {
+    log.check_held()?;
     let (log_start, end) = (log.log_start(), log.high_watermark());
     let mut found = None;
     db.each_run_with_active(log, log_start, |run| {
@@ -248,6 +249,8 @@ pub(super) fn find_timestamp(
         })?;
         Ok(found.is_none())
     })?;
+    // What was looked through may have been deleted meanwhile.
+    log.check_held()?;
     Ok(found)
 }
 

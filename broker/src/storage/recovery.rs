@@ -121,6 +121,7 @@ pub(super) fn recover(db: &Db, options: &StorageOptions) -> Result<Recovered, St
     read_producers(db, &mut slots, &mut repair)?;
     let replayed = replay(db, sealed, &mut slots, &mut generations, &mut repair)?;
     db.write_meta_durably(repair.batch)?;
+    db.all_log_starts_set();
     let Replayed {
         generation,
         active,
@@ -377,7 +378,7 @@ fn read_producers(
     })?;
     for id in &repair.shortened {
         if let Some(slot) = slots.get_mut(id) {
-            for producer_id in slot.producers.truncate(slot.next_offset) {
+            for (producer_id, _) in slot.producers.truncate(slot.next_offset) {
                 if let Some(value) = slot.producers.encode(producer_id) {
                     let key = keys::producer(*id, producer_id);
                     repair.batch.put(key, value);
@@ -456,6 +457,11 @@ fn replay(
             replayed.active.memtable_bytes += value.len();
             replayed.bytes += bytes;
             replayed.batches += 1;
+        } else {
+            // Of a partition that was deleted.
+            replayed.active.bytes += value.len() as u64;
+            replayed.active.dead_bytes += value.len() as u64;
+            replayed.active.memtable_bytes += value.len();
         }
         iterator.next();
     }
@@ -482,10 +488,7 @@ fn seal(
             slot.next_generation();
         }
     }
-    let bytes = GenerationBytes {
-        total: replayed.active.bytes,
-        live: replayed.active.bytes,
-    };
+    let bytes = replayed.active.sealed();
     batch.put(keys::generation(replayed.generation), bytes.encode());
     bytes
 }

@@ -38,6 +38,11 @@ pub(super) fn apply(
     let oldest_ms = retention
         .time
         .map(|time| now_ms().saturating_sub(millis(time)));
+    // Locked from before the runs are read: a deletion or truncation must not count one of them as dead, too.
+    let mut table = generations.lock();
+    if log.check_held().is_err() {
+        return Ok(0);
+    }
     let mut size = log.size_bytes();
     let mut dead = Vec::new();
     db.each_run(log.id, log.log_start(), |run| {
@@ -51,13 +56,13 @@ pub(super) fn apply(
         }
         Ok(too_old || too_much)
     })?;
-    remove(db, generations, log, &dead)
+    remove(db, &mut table, log, &dead)
 }
 
 /// Removes the oldest runs of a partition.
 fn remove(
     db: &Db,
-    generations: &Generations,
+    table: &mut BTreeMap<Generation, GenerationBytes>,
     log: &PartitionLog,
     dead: &[Run],
 ) -> Result<u64, StorageError> {
@@ -69,8 +74,7 @@ fn remove(
     // The log start offset comes first in the same write: reads are clipped to it, whatever files still hold.
     batch.put(keys::log_start(log.id), log_start.to_be_bytes());
     let mut freed = 0;
-    // Locked until the write is done, and changed only after it: a failed write must not count a run as dead.
-    let mut table = generations.lock();
+    // The table is changed only after the write: a failed one must not count a run as dead.
     let mut changed: BTreeMap<Generation, GenerationBytes> = BTreeMap::new();
     for run in dead {
         batch.delete(keys::run(log.id, run.last_offset));
@@ -85,7 +89,6 @@ fn remove(
     }
     db.write_meta_durably(batch)?;
     table.extend(changed);
-    drop(table);
     db.set_log_start(log.id, log_start);
     log.advance_log_start(log_start, last.cumulative_bytes);
     debug!(topic = %log.topic, partition = log.index, log_start, freed, "retention");

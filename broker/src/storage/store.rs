@@ -21,6 +21,7 @@ use super::{
     Append, Appended, DiskSpace, DiskState, Durability, PartitionAppend, PartitionLog, ReadBatches,
     RecoveryReport, StorageError, StorageOptions, StoredPartition,
     db::Db,
+    delete::clear_deleted,
     descriptors::StoreDescriptor,
     keys, read,
     recovery::{self, Recovered},
@@ -44,6 +45,8 @@ pub struct Store {
     pub(super) generations: Generations,
     pub(super) topics: RwLock<Topics>,
     pub(super) descriptor: Mutex<StoreDescriptor>,
+    /// Held by whoever deletes partitions.
+    pub(super) deletions: Mutex<()>,
     /// Reserved and not yet given out.
     producer_ids: Mutex<Range<i64>>,
     pub(super) writer: Sender<Command>,
@@ -79,6 +82,8 @@ impl Store {
         topics.into_iter().for_each(|topic| held.merge(topic));
         let disk = Arc::new(DiskSpace::new(&options.path, options.min_free_bytes));
         let generations = Generations::new(Mutex::new(generations));
+        // Before the writer runs: it knows nothing of them.
+        clear_deleted(&db, &generations)?;
         let thread_failed = |error: std::io::Error| {
             StorageError::Rocks(format!("a thread can't be started: {error}"))
         };
@@ -120,6 +125,7 @@ impl Store {
             generations,
             topics: RwLock::new(held),
             descriptor: Mutex::new(store),
+            deletions: Mutex::new(()),
             producer_ids: Mutex::new(next_producer_id..next_producer_id),
             writer: sender,
             room: Arc::new(Semaphore::new(room_units as usize)),
@@ -274,6 +280,7 @@ impl Store {
 
     /// Applies every partition's retention and gives the space back. Blocks.
     pub fn retain(&self) -> Result<(), StorageError> {
+        self.finish_deletions()?;
         for topic in self.topics() {
             for log in topic.partitions.values() {
                 if self.closing.load(Ordering::Acquire) {

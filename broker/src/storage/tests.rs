@@ -1,5 +1,6 @@
 //! The store as a whole: real RocksDB in a temporary folder.
 
+mod delete;
 mod leadership;
 mod topics;
 

@@ -70,6 +70,26 @@ impl Topics {
             }
         }
     }
+
+    /// Takes partitions out, and the topic with its last one.
+    pub(super) fn remove<'a>(&mut self, topic_id: Uuid, indexes: impl Iterator<Item = &'a i32>) {
+        let Some(topic) = self.by_id.get_mut(&topic_id) else {
+            return;
+        };
+        for index in indexes {
+            topic.partitions.remove(index);
+        }
+        if !topic.partitions.is_empty() {
+            return;
+        }
+        if let Some(ids) = self.by_name.get_mut(&topic.name) {
+            ids.retain(|id| *id != topic_id);
+            if ids.is_empty() {
+                self.by_name.remove(&topic.name);
+            }
+        }
+        self.by_id.remove(&topic_id);
+    }
 }
 
 /// What there is to be of a topic.
@@ -285,6 +305,9 @@ impl Store {
         stored.put(wanted.topic_id, &mut batch)?;
         self.db.write_meta_durably(batch)?;
         *descriptor = next;
+        for log in topic.partitions.values() {
+            self.db.set_log_start(log.id, 0);
+        }
         let mut topics = self.topics.write();
         topics.merge(topic.clone());
         let topic = topics.get(wanted.topic_id).cloned().unwrap_or(topic);

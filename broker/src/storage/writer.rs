@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
     sync::{
         Arc,
-        mpsc::{Receiver, RecvTimeoutError},
+        mpsc::{Receiver, RecvTimeoutError, Sender},
     },
     time::{Duration, Instant},
 };
@@ -124,6 +124,11 @@ pub(super) enum Command {
         offset: i64,
         reply: oneshot::Sender<Result<i64, StorageError>>,
     },
+    /// Drops everything known of deleted partitions, and hands it over to be freed.
+    Forget {
+        logs: Vec<Arc<PartitionLog>>,
+        reply: Sender<Vec<Slot>>,
+    },
     /// Seals the active generation, if it holds anything.
     Seal {
         reply: oneshot::Sender<Result<(), StorageError>>,
@@ -228,6 +233,20 @@ impl Slot {
         self.log.set_active_run(None);
     }
 
+    /// Ends the log earlier, for the writer and for readers.
+    fn shorten(&mut self, end: i64, cumulative_bytes: u64) {
+        self.next_offset = end;
+        self.cumulative_bytes = cumulative_bytes;
+        self.log.truncate(end, self.run, cumulative_bytes);
+    }
+
+    /// What producers have appended beyond the end no longer counts.
+    fn forget_batches(&mut self) {
+        let truncated = self.producers.truncate(self.next_offset);
+        let ids = truncated.into_iter().map(|(producer_id, _)| producer_id);
+        self.dirty_producers.extend(ids);
+    }
+
     fn undo(&mut self) {
         if let Some(before) = self.before.take() {
             self.next_offset = before.next_offset;
@@ -261,6 +280,8 @@ pub(super) struct Writer {
 /// The generation being filled.
 pub(super) struct Active {
     pub bytes: u64,
+    /// Of these, what belongs to partitions that were deleted since.
+    pub dead_bytes: u64,
     pub memtable_bytes: usize,
     pub since: Instant,
     pub partitions: Vec<PartitionId>,
@@ -270,9 +291,18 @@ impl Active {
     pub(super) fn empty() -> Self {
         Active {
             bytes: 0,
+            dead_bytes: 0,
             memtable_bytes: 0,
             since: Instant::now(),
             partitions: Vec::new(),
+        }
+    }
+
+    /// What it holds when it is sealed.
+    pub(super) fn sealed(&self) -> GenerationBytes {
+        GenerationBytes {
+            total: self.bytes,
+            live: self.bytes - self.dead_bytes,
         }
     }
 
@@ -329,6 +359,16 @@ impl TailBudget {
             self.used -= bytes;
         }
     }
+
+    fn forget_deleted(&mut self) {
+        self.order.retain(|(log, _, bytes)| {
+            let held = log.check_held().is_ok();
+            if !held {
+                self.used -= bytes;
+            }
+            held
+        });
+    }
 }
 
 impl Writer {
@@ -370,6 +410,9 @@ impl Writer {
             Command::Append(append) => self.append_group(&mut vec![append]),
             Command::Truncate { log, offset, reply } => {
                 let _ = reply.send(self.truncate(&log, offset));
+            }
+            Command::Forget { logs, reply } => {
+                let _ = reply.send(self.forget(&logs));
             }
             Command::Seal { reply } => {
                 let sealed = self.seal();
@@ -584,10 +627,7 @@ impl Writer {
         if self.active.bytes == 0 && !self.tainted {
             return Ok(());
         }
-        let bytes = GenerationBytes {
-            total: self.active.bytes,
-            live: self.active.bytes,
-        };
+        let bytes = self.active.sealed();
         let next = Generation(self.generation.0 + 1);
         let mut batch = WriteBatch::default();
         self.expire_producers(&mut batch);
@@ -638,8 +678,26 @@ impl Writer {
         }
     }
 
-    /// Removes all batches that reach to or beyond `offset`. Returns the new log end offset.
+    /// Drops what is known of deleted partitions. What the active generation has of them is dead when it is sealed.
+    fn forget(&mut self, logs: &[Arc<PartitionLog>]) -> Vec<Slot> {
+        let mut forgotten = Vec::with_capacity(logs.len());
+        for log in logs {
+            if let Some(slot) = self.slots.remove(&log.id) {
+                self.active.dead_bytes += slot.run.map_or(0, |run| run.bytes);
+                forgotten.push(slot);
+            }
+            log.clear();
+        }
+        let slots = &self.slots;
+        self.active.partitions.retain(|id| slots.contains_key(id));
+        self.tail.forget_deleted();
+        forgotten
+    }
+
+    /// Removes all batches that reach to or beyond `offset`. Returns the new log end offset. If it fails halfway, doing it again
+    /// finishes it.
     fn truncate(&mut self, log: &Arc<PartitionLog>, offset: i64) -> Result<i64, StorageError> {
+        log.check_held()?;
         // An append that is completed later would raise the high watermark above the new end.
         if let Some(syncer) = &self.syncer {
             syncer.wait();
@@ -653,31 +711,56 @@ impl Writer {
                 high_watermark,
             });
         }
-        if offset == end {
+        if offset == end && !self.tainted {
             return Ok(end);
         }
+        // The log first: cut twice is as good as once, but `meta` must not be ahead. Each cut shows in memory as soon as it is
+        // written, and not before.
+        let cut = self
+            .cut_active(log, offset)
+            .and_then(|()| self.db.sync_log())
+            .and_then(|()| self.cut_sealed(log, offset));
+        self.tainted |= cut.is_err();
+        cut.map(|()| log.log_end())
+    }
+
+    /// In the active generation keys are deleted: they are in the same memtable, files stay apart.
+    fn cut_active(&mut self, log: &Arc<PartitionLog>, offset: i64) -> Result<(), StorageError> {
         let Some(slot) = self.slots.get_mut(&log.id) else {
-            return Ok(end);
+            return Ok(());
         };
-        let mut log_batch = WriteBatch::default();
+        let Some(run) = slot.run.filter(|run| run.last_offset >= offset) else {
+            return Ok(());
+        };
+        let cut = self.db.batches_from(log.id, &run, offset)?;
+        let mut batch = WriteBatch::default();
+        for key in &cut.keys {
+            batch.delete(key);
+        }
+        self.db.write_log(batch)?;
+        self.active.bytes -= cut.bytes;
+        let kept = Run {
+            last_offset: cut.first_offset - 1,
+            bytes: run.bytes - cut.bytes,
+            cumulative_bytes: run.cumulative_bytes - cut.bytes,
+            ..run
+        };
+        slot.run = (kept.bytes > 0).then_some(kept);
+        slot.shorten(cut.first_offset, slot.cumulative_bytes - cut.bytes);
+        slot.forget_batches();
+        Ok(())
+    }
+
+    /// In sealed generations the run's bounds hide the batches; their bytes go with the generation.
+    fn cut_sealed(&mut self, log: &Arc<PartitionLog>, offset: i64) -> Result<(), StorageError> {
+        let Some(slot) = self.slots.get_mut(&log.id) else {
+            return Ok(());
+        };
+        // Locked until the writes are done, and changed only after them, as in retention.
+        let mut generations = self.generations.lock();
         let mut batch = WriteBatch::default();
         let mut cumulative = slot.cumulative_bytes;
-        let mut new_end = offset;
-        // In the active generation keys are deleted: they are in the same memtable, files stay apart.
-        if let Some(mut run) = slot.run.filter(|run| run.last_offset >= offset) {
-            let cut = self.db.batches_from(log.id, &run, offset)?;
-            for key in &cut.keys {
-                log_batch.delete(key);
-            }
-            cumulative -= cut.bytes;
-            self.active.bytes -= cut.bytes;
-            new_end = new_end.min(cut.first_offset);
-            run.bytes -= cut.bytes;
-            run.cumulative_bytes -= cut.bytes;
-            run.last_offset = cut.first_offset - 1;
-            slot.run = (run.bytes > 0).then_some(run);
-        }
-        // In sealed generations the run's bounds hide them; their bytes go with the generation.
+        let mut new_end = slot.next_offset.min(offset);
         let mut shrunk: BTreeMap<Generation, u64> = BTreeMap::new();
         for run in self.db.runs(log.id, offset)? {
             let cut = self.db.batches_from(log.id, &run, offset)?;
@@ -695,12 +778,11 @@ impl Writer {
             new_end = new_end.min(cut.first_offset);
             *shrunk.entry(run.generation).or_default() += cut.bytes;
         }
-        let truncated = slot.producers.truncate(new_end);
+        let producers_before = slot.producers.truncate(new_end);
+        let truncated = producers_before.iter().map(|(producer_id, _)| *producer_id);
         slot.dirty_producers.extend(truncated);
         // Now, since a generation from which everything was cut is not sealed.
         slot.put_producers(&mut batch);
-        // Locked until the writes are done, and changed only after them, as in retention.
-        let mut generations = self.generations.lock();
         let mut changed: BTreeMap<Generation, GenerationBytes> = BTreeMap::new();
         for (generation, bytes) in shrunk {
             if let Some(entry) = generations.get(&generation) {
@@ -712,16 +794,16 @@ impl Writer {
                 changed.insert(generation, entry);
             }
         }
-        // The log first: cut twice is as good as once, but `meta` must not be ahead.
-        self.db.write_log(log_batch)?;
-        self.db.sync_log()?;
-        self.db.write_meta_durably(batch)?;
+        if let Err(error) = self.db.write_meta_durably(batch) {
+            for (producer_id, before) in producers_before {
+                slot.producers.restore(producer_id, before);
+            }
+            return Err(error);
+        }
         generations.extend(changed);
         drop(generations);
-        slot.next_offset = new_end;
-        slot.cumulative_bytes = cumulative;
-        log.truncate(new_end, slot.run, cumulative);
-        Ok(new_end)
+        slot.shorten(new_end, cumulative);
+        Ok(())
     }
 }
 
