@@ -5,7 +5,10 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use bytesize::ByteSize;
 use clap::Parser;
 
-use crate::storage::{Durability, StorageOptions};
+use crate::{
+    coordination::{Membership, Timing},
+    storage::{Durability, StorageOptions},
+};
 
 /// The Millrace broker.
 #[derive(Clone, Debug, Parser)]
@@ -33,6 +36,42 @@ pub struct Config {
     /// The address that clients are told to use, host:port. Default: the one it listens on.
     #[arg(long, env = "MILLRACE_ADVERTISE", value_name = "HOST:PORT")]
     pub advertise: Option<String>,
+    /// The Cluster to take part in, coordinated through the Kubernetes API server. Without it the broker runs alone.
+    #[arg(long, env = "MILLRACE_CLUSTER", value_name = "NAME", conflicts_with = "topics", requires_all = ["namespace", "pod", "pod_uid", "advertise"])]
+    pub cluster: Option<String>,
+    /// The Cluster's `metadata.uid`: the broker's own Leases are deleted with it.
+    #[arg(
+        long,
+        env = "MILLRACE_CLUSTER_UID",
+        value_name = "UID",
+        requires = "cluster"
+    )]
+    pub cluster_uid: Option<String>,
+    /// The Cluster's namespace.
+    #[arg(long, env = "MILLRACE_NAMESPACE", value_name = "NAME")]
+    pub namespace: Option<String>,
+    /// This pod's name. With an empty volume, the number at its end becomes the broker's id.
+    #[arg(long, env = "MILLRACE_POD", value_name = "NAME")]
+    pub pod: Option<String>,
+    /// This pod's `metadata.uid`.
+    #[arg(long, env = "MILLRACE_POD_UID", value_name = "UID")]
+    pub pod_uid: Option<String>,
+    /// A broker of the Cluster that has not renewed its Lease for so long is given up.
+    #[arg(
+        long,
+        env = "MILLRACE_LEASE_DURATION",
+        default_value = "6s",
+        value_name = "TIME"
+    )]
+    pub lease_duration: humantime::Duration,
+    /// How often this broker renews its Lease.
+    #[arg(
+        long,
+        env = "MILLRACE_LEASE_RENEW",
+        default_value = "2s",
+        value_name = "TIME"
+    )]
+    pub lease_renew: humantime::Duration,
     /// Where /metrics, /healthz and /readyz are served (HTTP).
     #[arg(
         long,
@@ -190,6 +229,22 @@ impl Config {
             producer_expiration: self.producer_expiration.into(),
             ..StorageOptions::new(&self.data)
         }
+    }
+
+    /// The Cluster to take part in, if it is to.
+    pub fn membership(&self) -> Option<Membership> {
+        Some(Membership {
+            cluster: self.cluster.clone()?,
+            cluster_uid: self.cluster_uid.clone(),
+            namespace: self.namespace.clone()?,
+            pod: self.pod.clone()?,
+            pod_uid: self.pod_uid.clone()?,
+            address: self.advertise.clone()?,
+            timing: Timing {
+                duration: self.lease_duration.into(),
+                renewal: self.lease_renew.into(),
+            },
+        })
     }
 
     /// What the services act on.

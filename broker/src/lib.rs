@@ -1,10 +1,11 @@
 //! The Millrace broker, from the bottom up, each module knowing only those before it: [`storage`] keeps record batches in RocksDB,
-//! [`coordination`] knows the cluster, [`topics`] brings declared topics about, [`observe`] shows what happens,
-//! [`service`] is gRPC in front. `main` wires them. The batch format is the crate `millrace-record`, since clients
+//! [`directory`] knows topics by name and their leaders, [`topics`] fills it from files for a broker that runs alone and [`coordination`]
+//! from Kubernetes Leases for one of several, [`observe`] shows what happens, [`service`] is gRPC in front. `main` wires them. The batch format is the crate `millrace-record`, since clients
 //! make batches too.
 
 pub mod config;
 pub mod coordination;
+pub mod directory;
 pub mod observe;
 pub mod service;
 pub mod storage;

@@ -4,12 +4,13 @@ use std::{io::IsTerminal, net::SocketAddr, process::ExitCode, sync::Arc};
 
 use clap::Parser;
 use millrace_broker::{
-    config::Config,
-    coordination,
-    observe::{self, Metrics},
+    config::{Config, ServiceOptions},
+    coordination::{JoinError, Member, SessionLost},
+    directory::Directory,
+    observe::{self, Metrics, Readiness},
     service::{self, Broker, ServeError},
     storage::{StorageError, Store},
-    topics::{self, TopicsError},
+    topics::{Standalone, TopicsError},
 };
 use tokio::{
     net::TcpListener,
@@ -44,6 +45,10 @@ enum StartError {
         source: std::io::Error,
     },
     #[error(transparent)]
+    Join(#[from] JoinError),
+    #[error(transparent)]
+    SessionLost(#[from] SessionLost),
+    #[error(transparent)]
     Serve(#[from] ServeError),
     #[error("the process can't be set up: {0}")]
     Process(#[from] std::io::Error),
@@ -74,9 +79,14 @@ async fn run(config: Config) -> Result<(), StartError> {
     info!(data = %config.data.display(), durability = %config.durability, "opening the store");
     let (store, report) = Store::open(storage_options)?;
     info!(store = %report.store_id, incarnation = report.incarnation, "store opened: {report}");
-    let result = serve(&config, &service_options, &store).await;
+    let mut member = None;
+    let result = serve(&config, &service_options, &store, &mut member).await;
     let closing = store.clone();
     let _ = tokio::task::spawn_blocking(move || closing.close()).await;
+    // Last: from now on others may take over what this process had.
+    if let Some(member) = member {
+        member.leave().await;
+    }
     if result.is_ok() {
         info!("stopped");
     }
@@ -85,27 +95,79 @@ async fn run(config: Config) -> Result<(), StartError> {
 
 async fn serve(
     config: &Config,
-    options: &millrace_broker::config::ServiceOptions,
+    options: &ServiceOptions,
     store: &Arc<Store>,
+    members: &mut Option<Member>,
 ) -> Result<(), StartError> {
-    let stop = CancellationToken::new();
-    if let Some(path) = config.topics.clone() {
-        topics::apply(store, &path)?;
-        tokio::spawn(topics::follow(store.clone(), path, stop.clone()));
-    }
+    let stop = stop_on_signals()?;
+    let directory = Arc::new(Directory::default());
     let metrics = Metrics::new(store.clone());
-    let listener = listen(config.listen, "--listen").await?;
     let observer = listen(config.metrics_listen, "--metrics-listen").await?;
+    let readiness = Readiness::new(store.clone(), stop.clone());
+    tokio::spawn(observe::serve(observer, metrics.clone(), readiness.clone()));
+    let mut lost = None;
+    let joined = match config.membership() {
+        Some(membership) => {
+            let cluster_id = membership.cluster_id();
+            let join = membership.join(
+                store.clone(),
+                directory.clone(),
+                metrics.clone(),
+                stop.clone(),
+            );
+            let Some(member) = stop.run_until_cancelled(join).await else {
+                return Ok(());
+            };
+            let mut member = member?;
+            lost = member.lost.take();
+            let broker_id = member.broker_id;
+            *members = Some(member);
+            Some((cluster_id, broker_id))
+        }
+        None => None,
+    };
+    let listener = listen(config.listen, "--listen").await?;
     let address = match &config.advertise {
         Some(address) => address.clone(),
         None => listener.local_addr()?.to_string(),
     };
-    tokio::spawn(observe::serve(
-        observer,
+    let cluster_id = match joined {
+        Some((cluster_id, _)) => cluster_id,
+        None => {
+            let standalone = Standalone::new(store.clone(), directory.clone(), &address);
+            if let Some(path) = config.topics.clone() {
+                standalone.apply(&path)?;
+                tokio::spawn(standalone.follow(path, stop.clone()));
+            }
+            store.store_id().to_string()
+        }
+    };
+    let broker = Broker::new(
         store.clone(),
-        metrics.clone(),
+        directory,
+        cluster_id,
+        metrics,
+        options,
         stop.clone(),
-    ));
+    );
+    let topics = store.topics();
+    let partitions: usize = topics.iter().map(|topic| topic.partitions.len()).sum();
+    info!(%address, topics = topics.len(), partitions, metrics = %config.metrics_listen, "ready");
+    readiness.set();
+    let serving = service::serve(broker, listener, options);
+    match lost {
+        None => serving.await?,
+        Some(lost) => tokio::select! {
+            served = serving => served?,
+            Ok(lost) = lost => return Err(lost.into()),
+        },
+    }
+    Ok(())
+}
+
+/// Cancelled by the first SIGTERM or SIGINT.
+fn stop_on_signals() -> Result<CancellationToken, StartError> {
+    let stop = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let stopper = stop.clone();
@@ -116,12 +178,7 @@ async fn serve(
         }
         stopper.cancel();
     });
-    let identity = coordination::standalone(store, address.clone());
-    let broker = Broker::new(store.clone(), identity, metrics, options, stop);
-    let topics = store.topics();
-    let partitions: usize = topics.iter().map(|topic| topic.partitions.len()).sum();
-    info!(%address, topics = topics.len(), partitions, metrics = %config.metrics_listen, "ready");
-    Ok(service::serve(broker, listener, options).await?)
+    Ok(stop)
 }
 
 async fn listen(address: SocketAddr, flag: &'static str) -> Result<TcpListener, StartError> {

@@ -14,7 +14,13 @@ use millrace_record::TimestampType;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::storage::{LogConfig, Retention, StorageError, Store};
+use crate::{
+    directory::{self, Directory},
+    storage::{LogConfig, Retention, StorageError, Store, StoredPartition, StoredTopic},
+};
+
+/// The id of a broker that runs alone.
+const BROKER_ID: i32 = 0;
 
 /// How often the files are looked at.
 const FOLLOW_INTERVAL: Duration = Duration::from_secs(2);
@@ -43,13 +49,67 @@ pub enum TopicsError {
     },
 }
 
-/// Creates the declared topics that do not exist, and brings the others to what is declared. Blocks.
-pub fn apply(store: &Store, path: &Path) -> Result<(), TopicsError> {
-    let declared: Vec<TopicConfig> = read_topics(path)?
-        .iter()
-        .map(config_of)
-        .collect::<Result<_, _>>()?;
-    for topic in &declared {
+/// The topics of a broker that runs alone.
+#[derive(Clone)]
+pub struct Standalone {
+    store: Arc<Store>,
+    directory: Arc<Directory>,
+}
+
+impl Standalone {
+    /// All topics that the store holds are served.
+    pub fn new(store: Arc<Store>, directory: Arc<Directory>, address: &str) -> Self {
+        directory.set_brokers([(BROKER_ID, address.to_owned())].into());
+        let standalone = Self { store, directory };
+        for topic in standalone.store.topics() {
+            standalone.publish(&topic);
+        }
+        standalone
+    }
+
+    /// Creates the declared topics that do not exist, and brings the others to what is declared. Blocks.
+    pub fn apply(&self, path: &Path) -> Result<(), TopicsError> {
+        let declared: Vec<TopicConfig> = read_topics(path)?
+            .iter()
+            .map(config_of)
+            .collect::<Result<_, _>>()?;
+        for topic in &declared {
+            self.bring_about(topic)?;
+        }
+        let names: BTreeSet<&str> = declared.iter().map(|topic| topic.name.as_str()).collect();
+        for topic in self.store.topics() {
+            if !names.contains(&*topic.name) {
+                warn!(topic = %topic.name, "held, but declared in no file: it is kept and served");
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies changes of the files until told to stop. A wrong file changes nothing.
+    pub async fn follow(self, path: PathBuf, stop: CancellationToken) {
+        let mut seen = fingerprint(&path).ok();
+        while stop
+            .run_until_cancelled(tokio::time::sleep(FOLLOW_INTERVAL))
+            .await
+            .is_some()
+        {
+            let now = fingerprint(&path).ok();
+            if now == seen {
+                continue;
+            }
+            seen = now;
+            let (standalone, path) = (self.clone(), path.clone());
+            match tokio::task::spawn_blocking(move || standalone.apply(&path)).await {
+                Ok(Ok(())) => info!("topic files changed and were applied"),
+                Ok(Err(error)) => {
+                    error!(%error, "topic files changed, but can't be applied; the topics stay as they were")
+                }
+                Err(error) => error!(%error, "applying the topic files failed"),
+            }
+        }
+    }
+
+    fn bring_about(&self, topic: &TopicConfig) -> Result<(), TopicsError> {
         if topic.replication_factor > 1 {
             let wanted = topic.replication_factor;
             info!(
@@ -57,7 +117,8 @@ pub fn apply(store: &Store, path: &Path) -> Result<(), TopicsError> {
                 wanted, "a standalone broker holds one replica of each partition"
             );
         }
-        let held = store
+        let held = self
+            .store
             .topic_named(&topic.name)
             .map_or(0, |topic| topic.partitions.len());
         let partitions = topic.partitions as usize;
@@ -69,12 +130,14 @@ pub fn apply(store: &Store, path: &Path) -> Result<(), TopicsError> {
                 "partitions can be added, never removed: all are kept"
             );
         }
-        store
+        let stored = self
+            .store
             .ensure_topic(&topic.name, partitions.max(held), log_config(topic))
             .map_err(|source| TopicsError::Storage {
                 name: topic.name.clone(),
                 source,
             })?;
+        self.publish(&stored);
         if held < partitions {
             info!(
                 topic = topic.name,
@@ -83,39 +146,23 @@ pub fn apply(store: &Store, path: &Path) -> Result<(), TopicsError> {
                 "topic created or grown"
             );
         }
+        Ok(())
     }
-    let names: BTreeSet<&str> = declared.iter().map(|topic| topic.name.as_str()).collect();
-    for topic in store
-        .topics()
-        .iter()
-        .filter(|topic| !names.contains(&*topic.name))
-    {
-        warn!(topic = %topic.name, "held, but declared in no file: it is kept and served");
-    }
-    Ok(())
-}
 
-/// Applies changes of the files until told to stop. A wrong file changes nothing.
-pub async fn follow(store: Arc<Store>, path: PathBuf, stop: CancellationToken) {
-    let mut seen = fingerprint(&path).ok();
-    while stop
-        .run_until_cancelled(tokio::time::sleep(FOLLOW_INTERVAL))
-        .await
-        .is_some()
-    {
-        let now = fingerprint(&path).ok();
-        if now == seen {
-            continue;
-        }
-        seen = now;
-        let (store, path) = (store.clone(), path.clone());
-        match tokio::task::spawn_blocking(move || apply(&store, &path)).await {
-            Ok(Ok(())) => info!("topic files changed and were applied"),
-            Ok(Err(error)) => {
-                error!(%error, "topic files changed, but can't be applied; the topics stay as they were")
-            }
-            Err(error) => error!(%error, "applying the topic files failed"),
-        }
+    fn publish(&self, topic: &StoredTopic) {
+        let partition = |log: &StoredPartition| directory::Partition {
+            leader: Some(BROKER_ID),
+            leader_epoch: log.leader_epoch().unwrap_or_default(),
+            replicas: vec![BROKER_ID],
+            isr: vec![BROKER_ID],
+            log: Some(log.clone()),
+        };
+        self.directory.publish(directory::Topic {
+            name: topic.name.clone(),
+            topic_id: topic.topic_id,
+            max_message_bytes: topic.config.max_message_bytes,
+            partitions: topic.partitions.values().map(partition).collect(),
+        });
     }
 }
 
@@ -126,7 +173,8 @@ fn config_of(topic: &Topic) -> Result<TopicConfig, TopicsError> {
     })
 }
 
-fn log_config(topic: &TopicConfig) -> LogConfig {
+/// What of a topic's configuration storage acts on.
+pub(crate) fn log_config(topic: &TopicConfig) -> LogConfig {
     LogConfig {
         max_message_bytes: topic.max_message_bytes as usize,
         timestamp_type: match topic.timestamp_type {

@@ -157,7 +157,10 @@ impl Api {
             .into_inner();
         let index = usize::try_from(partition).expect("a partition");
         let found = &answer.topics[0].partitions[index];
-        (found.log_start_offset, found.high_watermark)
+        (
+            found.log_start_offset.unwrap(),
+            found.high_watermark.unwrap(),
+        )
     }
 }
 

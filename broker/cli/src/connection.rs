@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use millrace_client::{Client, Error, ErrorKind, TopicInfo};
+use millrace_client::{Client, Error, ErrorKind, Extent, PartitionInfo, TopicInfo};
 
 use crate::failure::Failure;
 use crate::warnings;
@@ -56,6 +56,22 @@ pub(crate) async fn describe(client: &Client, topic: &str) -> Result<TopicInfo, 
         Err(error) if error.kind() == ErrorKind::UnknownTopic => Err(unknown(client, topic).await),
         Err(error) => Err(error.into()),
     }
+}
+
+/// How far a partition's log goes.
+pub(crate) fn extent(topic: &str, info: &PartitionInfo) -> Result<Extent, Failure> {
+    info.extent.ok_or_else(|| {
+        let partition = info.partition;
+        match info.leader_id {
+            Some(id) => Failure::new(format!(
+                "broker {id}, which leads partition {partition} of topic `{topic}`, can't be reached"
+            )),
+            None => Failure::new(format!(
+                "partition {partition} of topic `{topic}` has no leader now"
+            ))
+            .hint("in Kubernetes, `kubectl describe` of the Topic tells why"),
+        }
+    })
 }
 
 /// A partition that the topic does not have.

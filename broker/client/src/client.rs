@@ -147,11 +147,18 @@ impl Client {
         ConsumerBuilder::new(self.clone())
     }
 
-    /// Describes the cluster and the named topics, or all of them if none is named.
+    /// Describes the cluster and the named topics, or all of them if none is named. How far logs go, each partition's leader is asked.
     pub async fn metadata(&self, topics: &[&str]) -> Result<ClusterMetadata, Error> {
         let names: Vec<String> = topics.iter().map(|&topic| topic.to_owned()).collect();
         let response = self.until(self.deadline(), || self.refresh(&names)).await?;
-        ClusterMetadata::from_response(response)
+        let mut cluster = ClusterMetadata::from_response(response)?;
+        for (address, topics) in cluster.leaders_to_ask() {
+            match self.describe(&address, &topics).await {
+                Ok(told) => cluster.complete(&told),
+                Err(error) => tracing::warn!(%address, %error, "can't ask a leader for its logs"),
+            }
+        }
+        Ok(cluster)
     }
 
     /// Finds an offset. `None`: no record is as new as the time asked for.
@@ -187,21 +194,24 @@ impl Client {
         topics: &[String],
     ) -> Result<v1::GetMetadataResponse, Error> {
         let response = self
-            .any_broker(|address| async move {
-                let mut service = self.inner.transport.metadata(&address)?;
-                let request = v1::GetMetadataRequest {
-                    topics: topics.to_vec(),
-                };
-                Transport::call(
-                    &address,
-                    self.inner.transport.request_timeout(),
-                    service.get_metadata(request),
-                )
-                .await
-            })
+            .any_broker(|address| async move { self.describe(&address, topics).await })
             .await?;
         self.inner.metadata.apply(&response)?;
         Ok(response)
+    }
+
+    /// Asks this broker for metadata.
+    async fn describe(
+        &self,
+        address: &Arc<str>,
+        topics: &[String],
+    ) -> Result<v1::GetMetadataResponse, Error> {
+        let mut service = self.inner.transport.metadata(address)?;
+        let request = v1::GetMetadataRequest {
+            topics: topics.to_vec(),
+        };
+        let timeout = self.inner.transport.request_timeout();
+        Transport::call(address, timeout, service.get_metadata(request)).await
     }
 
     /// The topic, asking for it if it isn't known.

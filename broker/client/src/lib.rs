@@ -47,7 +47,7 @@ pub use consumer::{
     BatchConsumer, ConsumedBatch, ConsumedRecord, Consumer, ConsumerBuilder, StartFrom,
 };
 pub use error::{Error, ErrorKind};
-pub use metadata::{BrokerInfo, ClusterMetadata, PartitionInfo, TopicInfo};
+pub use metadata::{BrokerInfo, ClusterMetadata, Extent, PartitionInfo, TopicInfo};
 pub use offsets::{OffsetAt, OffsetSpec};
 pub use partitioner::Partitioner;
 pub use producer::{

@@ -2,7 +2,10 @@
 //!
 //! Not responsible for when to ask again: producer and consumer do so on errors and at intervals.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use arc_swap::ArcSwap;
 use millrace_proto::v1;
@@ -56,6 +59,13 @@ pub struct PartitionInfo {
     pub replicas: Vec<i32>,
     /// Broker ids of the in-sync replicas.
     pub isr: Vec<i32>,
+    /// What its leader holds; `None` if there is no leader, or it can't be reached.
+    pub extent: Option<Extent>,
+}
+
+/// How far a partition's log goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
     /// The first offset still held.
     pub log_start_offset: i64,
     /// The first offset that consumers can't read yet.
@@ -65,6 +75,47 @@ pub struct PartitionInfo {
 }
 
 impl ClusterMetadata {
+    /// Where the leaders are from which extents are missing, with the topics to ask them for.
+    pub(crate) fn leaders_to_ask(&self) -> BTreeMap<Arc<str>, Vec<String>> {
+        let addresses: HashMap<i32, Arc<str>> = self
+            .brokers
+            .iter()
+            .map(|broker| (broker.id, broker.address.as_str().into()))
+            .collect();
+        let mut leaders: BTreeMap<Arc<str>, Vec<String>> = BTreeMap::new();
+        for topic in &self.topics {
+            let mut ids: Vec<i32> = topic
+                .partitions
+                .iter()
+                .filter(|partition| partition.extent.is_none())
+                .filter_map(|partition| partition.leader_id)
+                .collect();
+            ids.sort_unstable();
+            ids.dedup();
+            for address in ids.iter().filter_map(|id| addresses.get(id)) {
+                let topics = leaders.entry(address.clone()).or_default();
+                topics.push(topic.name.clone());
+            }
+        }
+        leaders
+    }
+
+    /// Takes over the extents that a leader told.
+    pub(crate) fn complete(&mut self, told: &v1::GetMetadataResponse) {
+        for told in &told.topics {
+            let same =
+                |topic: &&mut TopicInfo| topic.name == told.name && topic.id == told.topic_id;
+            let Some(topic) = self.topics.iter_mut().find(same) else {
+                continue;
+            };
+            for (partition, told) in topic.partitions.iter_mut().zip(&told.partitions) {
+                if partition.extent.is_none() {
+                    partition.extent = Extent::of(told);
+                }
+            }
+        }
+    }
+
     /// Fails if a topic asked for does not exist.
     pub(crate) fn from_response(response: v1::GetMetadataResponse) -> Result<Self, Error> {
         let topics = response.topics.into_iter().map(|topic| match topic.error {
@@ -101,12 +152,20 @@ impl From<v1::PartitionMetadata> for PartitionInfo {
             partition: partition.partition,
             leader_id: (partition.leader_id >= 0).then_some(partition.leader_id),
             leader_epoch: partition.leader_epoch,
+            extent: Extent::of(&partition),
             replicas: partition.replica_ids,
             isr: partition.isr_ids,
-            log_start_offset: partition.log_start_offset,
-            high_watermark: partition.high_watermark,
-            size_bytes: partition.size_bytes,
         }
+    }
+}
+
+impl Extent {
+    fn of(partition: &v1::PartitionMetadata) -> Option<Self> {
+        Some(Extent {
+            log_start_offset: partition.log_start_offset?,
+            high_watermark: partition.high_watermark?,
+            size_bytes: partition.size_bytes?,
+        })
     }
 }
 

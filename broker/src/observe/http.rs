@@ -1,6 +1,9 @@
 //! `/metrics`, `/healthz` and `/readyz` over plain HTTP, on a port of their own.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use axum::{
     Router,
@@ -15,29 +18,44 @@ use tokio_util::sync::CancellationToken;
 use super::Metrics;
 use crate::storage::{DiskState, Store};
 
+/// Whether the broker serves.
+#[derive(Clone)]
+pub struct Readiness {
+    store: Arc<Store>,
+    stop: CancellationToken,
+    ready: Arc<AtomicBool>,
+}
+
+impl Readiness {
+    /// Not yet.
+    pub fn new(store: Arc<Store>, stop: CancellationToken) -> Self {
+        let ready = Arc::default();
+        Self { store, stop, ready }
+    }
+
+    /// From now on it does, until it is told to stop.
+    pub fn set(&self) {
+        self.ready.store(true, Ordering::Release);
+    }
+}
+
 #[derive(Clone)]
 struct Observed {
-    store: Arc<Store>,
     metrics: Arc<Metrics>,
-    stop: CancellationToken,
+    readiness: Readiness,
 }
 
 /// Serves until the process ends.
 pub async fn serve(
     listener: TcpListener,
-    store: Arc<Store>,
     metrics: Arc<Metrics>,
-    stop: CancellationToken,
+    readiness: Readiness,
 ) -> std::io::Result<()> {
     let router = Router::new()
         .route("/metrics", get(scrape))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
-        .with_state(Observed {
-            store,
-            metrics,
-            stop,
-        });
+        .with_state(Observed { metrics, readiness });
     axum::serve(listener, router).await
 }
 
@@ -62,10 +80,14 @@ async fn scrape(State(observed): State<Observed>) -> impl IntoResponse {
 
 /// A broker that can't write stays ready: it serves reads, and no other broker could take its writes.
 async fn ready(State(observed): State<Observed>) -> impl IntoResponse {
-    if observed.stop.is_cancelled() {
+    let readiness = observed.readiness;
+    if readiness.stop.is_cancelled() {
         return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n");
     }
-    match observed.store.disk().state() {
+    if !readiness.ready.load(Ordering::Acquire) {
+        return (StatusCode::SERVICE_UNAVAILABLE, "starting\n");
+    }
+    match readiness.store.disk().state() {
         DiskState::Enough => (StatusCode::OK, "ready\n"),
         DiskState::Full => (
             StatusCode::OK,

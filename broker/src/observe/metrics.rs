@@ -54,6 +54,13 @@ struct ReasonLabel {
     reason: &'static str,
 }
 
+/// A request to the Kubernetes API server.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ApiLabel {
+    verb: &'static str,
+    resource: &'static str,
+}
+
 /// The broker's metrics.
 pub struct Metrics {
     registry: Registry,
@@ -63,6 +70,9 @@ pub struct Metrics {
     fetched_bytes: Counter,
     connections: Gauge,
     connections_refused: Counter,
+    api_requests: Family<ApiLabel, Counter>,
+    elections: Counter,
+    controller: Gauge,
 }
 
 /// Observes how long a request took when it is dropped.
@@ -124,6 +134,24 @@ impl Metrics {
             "Connections closed since there were too many",
             connections_refused.clone(),
         );
+        let api_requests = Family::<ApiLabel, Counter>::default();
+        registry.register(
+            "api_requests",
+            "Requests to the Kubernetes API server, by verb and resource",
+            api_requests.clone(),
+        );
+        let elections = Counter::default();
+        registry.register(
+            "leader_elections",
+            "Leaders that this broker, as controller, has decided on",
+            elections.clone(),
+        );
+        let controller = Gauge::default();
+        registry.register(
+            "controller",
+            "Whether this broker is controller",
+            controller.clone(),
+        );
         registry.register_collector(Box::new(StoreCollector { store }));
         Arc::new(Metrics {
             registry,
@@ -133,7 +161,42 @@ impl Metrics {
             fetched_bytes,
             connections,
             connections_refused,
+            api_requests,
+            elections,
+            controller,
         })
+    }
+
+    /// Counts a request to the Kubernetes API server.
+    pub(crate) fn api_request(&self, method: &http::Method, uri: &http::Uri) {
+        let watch = uri
+            .query()
+            .is_some_and(|query| query.contains("watch=true"));
+        let verb = match *method {
+            http::Method::GET if watch => "watch",
+            http::Method::GET => "get",
+            http::Method::POST => "create",
+            http::Method::PUT => "update",
+            _ => "other",
+        };
+        let resource = match uri.path() {
+            path if path.contains("/leases") => "leases",
+            path if path.contains("/configmaps") => "configmaps",
+            _ => "other",
+        };
+        self.api_requests
+            .get_or_create(&ApiLabel { verb, resource })
+            .inc();
+    }
+
+    /// Counts a leader that was decided on.
+    pub(crate) fn elected(&self) {
+        self.elections.inc();
+    }
+
+    /// Says whether this broker is controller.
+    pub(crate) fn set_controller(&self, is: bool) {
+        self.controller.set(is.into());
     }
 
     pub(crate) fn start(&self, method: Method) -> Timer {

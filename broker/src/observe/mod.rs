@@ -3,5 +3,5 @@
 mod http;
 mod metrics;
 
-pub use http::serve;
+pub use http::{Readiness, serve};
 pub use metrics::{ConnectionGauge, Method, Metrics};

@@ -61,6 +61,31 @@ impl ApiError {
             .with("partitions", partitions)
     }
 
+    /// The leader is given as its id and address, if there is one.
+    pub(crate) fn not_leader(
+        topic: &str,
+        partition: i32,
+        leader_epoch: i32,
+        leader: Option<(i32, String)>,
+    ) -> Self {
+        let message = match &leader {
+            Some((id, address)) => {
+                format!("{topic}/{partition} is led by broker {id}, at {address}: ask it")
+            }
+            None => format!(
+                "{topic}/{partition} has no leader now: wait for one, or see what its Topic's status says"
+            ),
+        };
+        let error = ApiError::new(ErrorReason::NotLeader, message)
+            .with("topic", topic)
+            .with("partition", partition)
+            .with("leader_epoch", leader_epoch);
+        match leader {
+            Some((id, address)) => error.with("leader_id", id).with("leader_address", address),
+            None => error,
+        }
+    }
+
     pub(crate) fn shutting_down() -> Self {
         ApiError::new(
             ErrorReason::ShuttingDown,

@@ -15,11 +15,16 @@ use super::{
     error::ApiError,
     memory::{RequestMemory, ResponseMemory},
 };
-use crate::{observe::Method, storage::StoredTopic};
+use crate::{
+    directory::{Partition, Topic},
+    observe::Method,
+};
 
 /// Answers up to this size don't wait for the budget, so that clients find their partitions while consumers use it up.
 const SMALL_ANSWER: usize = 64 << 10;
-/// What a partition takes in an answer: as a message, the two lists in it, and encoded.
+/// In place of the leader's id.
+const NO_LEADER: i32 = -1;
+/// What a partition takes in an answer, less the two lists in it: as a message, and encoded.
 const PARTITION_BYTES: usize = size_of::<PartitionMetadata>() + 64;
 /// The same for a topic, or for the error that there is none.
 const TOPIC_BYTES: usize = size_of::<TopicMetadata>() + 512;
@@ -51,12 +56,16 @@ impl MetadataService for Metadata {
             );
             return Err(ApiError::invalid("topics", message).into());
         }
-        let store = &self.broker.store;
+        let directory = &self.broker.directory;
         let bytes = if names.is_empty() {
-            store.topics().iter().map(held_bytes).sum()
+            directory
+                .topics()
+                .iter()
+                .map(|topic| known_bytes(topic))
+                .sum()
         } else {
-            let bytes = |name: &String| match store.topic_named(name) {
-                Some(topic) => held_bytes(&topic),
+            let bytes = |name: &String| match directory.topic(name) {
+                Some(topic) => known_bytes(&topic),
                 None => absent_bytes(name),
             };
             names.iter().map(bytes).sum()
@@ -67,14 +76,11 @@ impl MetadataService for Metadata {
             _ => self.broker.response_memory.acquire(bytes).await,
         };
         let topics = if names.is_empty() {
-            store
-                .topics()
-                .iter()
-                .map(|topic| self.describe(topic))
-                .collect()
+            let topics = directory.topics();
+            topics.iter().map(|topic| describe(topic)).collect()
         } else {
-            let describe = |name: String| match store.topic_named(&name) {
-                Some(topic) => self.describe(&topic),
+            let describe = |name: String| match directory.topic(&name) {
+                Some(topic) => describe(&topic),
                 None => {
                     let error = Some(ApiError::unknown_topic(&name).into());
                     TopicMetadata {
@@ -86,13 +92,14 @@ impl MetadataService for Metadata {
             };
             names.into_iter().map(describe).collect()
         };
-        let identity = &self.broker.identity;
+        let brokers = directory.brokers();
+        let brokers = brokers.iter().map(|(id, address)| BrokerInfo {
+            id: *id,
+            address: address.clone(),
+        });
         let answer = GetMetadataResponse {
-            cluster_id: identity.cluster_id.clone(),
-            brokers: vec![BrokerInfo {
-                id: identity.broker_id,
-                address: identity.address.clone(),
-            }],
+            cluster_id: self.broker.cluster_id.clone(),
+            brokers: brokers.collect(),
             topics,
         };
         memory.shrink(answer.encoded_len());
@@ -105,8 +112,10 @@ impl MetadataService for Metadata {
 }
 
 /// What it takes at most to describe a topic.
-fn held_bytes(topic: &StoredTopic) -> usize {
-    TOPIC_BYTES + topic.name.len() + topic.partitions.len() * PARTITION_BYTES
+fn known_bytes(topic: &Topic) -> usize {
+    let partition_bytes = |p: &Partition| PARTITION_BYTES + 8 * (p.replicas.len() + p.isr.len());
+    let partitions: usize = topic.partitions.iter().map(partition_bytes).sum();
+    TOPIC_BYTES + topic.name.len() + partitions
 }
 
 /// What it takes at most to say that there is no such topic.
@@ -115,26 +124,25 @@ fn absent_bytes(name: &str) -> usize {
     TOPIC_BYTES + 8 * name.len()
 }
 
-impl Metadata {
-    fn describe(&self, topic: &StoredTopic) -> TopicMetadata {
-        let id = self.broker.identity.broker_id;
-        let partitions = topic.partitions.values().map(|log| PartitionMetadata {
-            partition: log.index,
-            leader_id: id,
-            leader_epoch: log.leader_epoch().unwrap_or_default(),
-            replica_ids: vec![id],
-            isr_ids: vec![id],
-            log_start_offset: log.log_start(),
-            high_watermark: log.high_watermark(),
-            size_bytes: log.size_bytes(),
-        });
-        let max_message_bytes = topic.config.max_message_bytes;
-        TopicMetadata {
-            name: topic.name.to_string(),
-            topic_id: topic.topic_id.to_string(),
-            partitions: partitions.collect(),
-            max_message_bytes: u32::try_from(max_message_bytes).unwrap_or(u32::MAX),
-            error: None,
+fn describe(topic: &Topic) -> TopicMetadata {
+    let partitions = (0..).zip(&topic.partitions).map(|(index, partition)| {
+        let led = partition.led();
+        PartitionMetadata {
+            partition: index,
+            leader_id: partition.leader.unwrap_or(NO_LEADER),
+            leader_epoch: partition.leader_epoch,
+            replica_ids: partition.replicas.clone(),
+            isr_ids: partition.isr.clone(),
+            log_start_offset: led.map(|log| log.log_start()),
+            high_watermark: led.map(|log| log.high_watermark()),
+            size_bytes: led.map(|log| log.size_bytes()),
         }
+    });
+    TopicMetadata {
+        name: topic.name.to_string(),
+        topic_id: topic.topic_id.to_string(),
+        partitions: partitions.collect(),
+        max_message_bytes: u32::try_from(topic.max_message_bytes).unwrap_or(u32::MAX),
+        error: None,
     }
 }

@@ -26,6 +26,7 @@ use self::{
 };
 use crate::{
     config::ServiceOptions,
+    directory::{Directory, Partition},
     observe::Metrics,
     storage::{Store, StoredPartition},
 };
@@ -35,21 +36,11 @@ const MAX_PARTITIONS_PER_REQUEST: usize = 10_000;
 /// Reads from disk at a time: each takes a thread and its response's memory.
 const MAX_DISK_READS: usize = 16;
 
-/// Who this broker is.
-#[derive(Clone, Debug)]
-pub struct Identity {
-    /// The cluster's id.
-    pub cluster_id: String,
-    /// Unique in the cluster.
-    pub broker_id: i32,
-    /// Where clients reach it: `host:port`.
-    pub address: String,
-}
-
 /// What every service works on.
 pub struct Broker {
     store: Arc<Store>,
-    identity: Identity,
+    directory: Arc<Directory>,
+    cluster_id: String,
     metrics: Arc<Metrics>,
     response_memory: ResponseBudget,
     disk_reads: Semaphore,
@@ -57,17 +48,19 @@ pub struct Broker {
 }
 
 impl Broker {
-    /// A broker on a store. It serves until `stop` is cancelled.
+    /// A broker on a store, for the topics of a directory. It serves until `stop` is cancelled.
     pub fn new(
         store: Arc<Store>,
-        identity: Identity,
+        directory: Arc<Directory>,
+        cluster_id: String,
         metrics: Arc<Metrics>,
         options: &ServiceOptions,
         stop: CancellationToken,
     ) -> Arc<Self> {
         Arc::new(Broker {
             store,
-            identity,
+            directory,
+            cluster_id,
             metrics,
             response_memory: ResponseBudget::new(options.response_bytes),
             disk_reads: Semaphore::new(MAX_DISK_READS),
@@ -75,13 +68,29 @@ impl Broker {
         })
     }
 
+    /// A partition that this broker leads.
     fn partition(&self, topic: &str, partition: i32) -> Result<StoredPartition, ApiError> {
-        self.store
-            .partition_named(topic, partition)
-            .map_err(|partitions| match partitions {
-                None => ApiError::unknown_topic(topic),
-                Some(count) => ApiError::unknown_partition(topic, partition, count),
-            })
+        let found = self
+            .directory
+            .topic(topic)
+            .ok_or_else(|| ApiError::unknown_topic(topic))?;
+        let known = usize::try_from(partition)
+            .ok()
+            .and_then(|index| found.partitions.get(index));
+        let count = found.partitions.len();
+        let known = known.ok_or_else(|| ApiError::unknown_partition(topic, partition, count))?;
+        match known.led() {
+            Some(log) => Ok(log.clone()),
+            None => Err(self.not_leader(topic, partition, known)),
+        }
+    }
+
+    fn not_leader(&self, topic: &str, partition: i32, known: &Partition) -> ApiError {
+        let leader = known.leader.and_then(|id| {
+            let brokers = self.directory.brokers();
+            Some((id, brokers.get(&id)?.clone()))
+        });
+        ApiError::not_leader(topic, partition, known.leader_epoch, leader)
     }
 
     fn is_stopping(&self) -> bool {

@@ -76,10 +76,10 @@ impl Broker {
     pub(super) async fn records_in(&self, topic: &str) -> Result<u64> {
         let metadata = self.client().await?.metadata(&[topic]).await?;
         let offsets = metadata.topics.iter().flat_map(|topic| &topic.partitions);
+        let ends = offsets.map(|partition| partition.extent.map(|extent| extent.high_watermark));
+        let records: Option<i64> = ends.sum();
         Ok(u64::try_from(
-            offsets
-                .map(|partition| partition.high_watermark)
-                .sum::<i64>(),
+            records.context("a partition has no leader")?,
         )?)
     }
 

@@ -31,19 +31,22 @@ impl Consume {
     pub(super) async fn run(self, connection: &Connection) -> Result<(), Failure> {
         let client = connection.open().await?;
         let topic = connection::describe(&client, &self.topic).await?;
-        let held: i64 = topic
+        let extents = topic
             .partitions
             .iter()
-            .map(|p| p.high_watermark - p.log_start_offset)
+            .map(|info| connection::extent(&topic.name, info))
+            .collect::<Result<Vec<_>, _>>()?;
+        let held: i64 = extents
+            .iter()
+            .map(|e| e.high_watermark - e.log_start_offset)
             .sum();
         if held <= 0 {
             return Err(Failure::new(format!("topic `{}` is empty", topic.name))
                 .hint(format!("fill it: millrace bench produce {}", topic.name)));
         }
-        let mut open: Vec<Option<i64>> = topic
-            .partitions
+        let mut open: Vec<Option<i64>> = extents
             .iter()
-            .map(|p| (p.high_watermark > p.log_start_offset).then_some(p.high_watermark))
+            .map(|e| (e.high_watermark > e.log_start_offset).then_some(e.high_watermark))
             .collect();
         let mut left = open.iter().flatten().count();
         let wanted = self.records.unwrap_or(u64::MAX);

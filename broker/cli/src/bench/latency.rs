@@ -131,7 +131,7 @@ async fn at_the_end(client: &Client, topic: &TopicInfo) -> Result<Consumer, Fail
             .seek(
                 &topic.name,
                 info.partition,
-                StartFrom::Offset(info.high_watermark),
+                StartFrom::Offset(connection::extent(&topic.name, info)?.high_watermark),
             )
             .await?;
     }

@@ -208,7 +208,9 @@ async fn consumer(
         .build()
         .await?;
     for (info, range) in topic.partitions.iter().zip(ranges) {
-        let Some(range) = range.filter(|range| range.seek != info.log_start_offset) else {
+        let Some(range) =
+            range.filter(|range| info.extent.is_none_or(|e| range.seek != e.log_start_offset))
+        else {
             continue;
         };
         if open.contains(&info.partition) {

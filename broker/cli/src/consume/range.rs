@@ -1,7 +1,8 @@
 //! From where to where each partition is read.
 
-use millrace_client::{Client, OffsetSpec, PartitionInfo, TopicInfo};
+use millrace_client::{Client, Extent, OffsetSpec, TopicInfo};
 
+use crate::connection;
 use crate::failure::Failure;
 use crate::points::Point;
 
@@ -42,27 +43,29 @@ pub(super) async fn ranges(
         if !partitions.is_empty() && !partitions.contains(&info.partition) {
             continue;
         }
-        let from = offset(client, &topic.name, info, from).await?;
+        let extent = connection::extent(&topic.name, info)?;
+        let offset = |point| offset(client, &topic.name, info.partition, extent, point);
+        let from = offset(from).await?;
         let to = match (follow, to) {
             (true, Point::Latest) => None,
-            (_, to) => Some(offset(client, &topic.name, info, to).await?),
+            (_, to) => Some(offset(to).await?),
         };
-        *range = Some(range_of(info, from, to, follow));
+        *range = Some(range_of(extent, from, to, follow));
     }
     Ok(ranges)
 }
 
-fn range_of(info: &PartitionInfo, from: i64, to: Option<i64>, follow: bool) -> Range {
+fn range_of(extent: Extent, from: i64, to: Option<i64>, follow: bool) -> Range {
     Range {
         from,
         seek: from.clamp(
-            info.log_start_offset,
-            info.high_watermark.max(info.log_start_offset),
+            extent.log_start_offset,
+            extent.high_watermark.max(extent.log_start_offset),
         ),
         to: match follow {
             true => to,
             // What comes in from now on is not waited for.
-            false => Some(to.unwrap_or(i64::MAX).min(info.high_watermark)),
+            false => Some(to.unwrap_or(i64::MAX).min(extent.high_watermark)),
         },
     }
 }
@@ -70,18 +73,19 @@ fn range_of(info: &PartitionInfo, from: i64, to: Option<i64>, follow: bool) -> R
 async fn offset(
     client: &Client,
     topic: &str,
-    info: &PartitionInfo,
+    partition: i32,
+    extent: Extent,
     point: Point,
 ) -> Result<i64, Failure> {
     Ok(match point {
-        Point::Earliest => info.log_start_offset,
-        Point::Latest => info.high_watermark,
+        Point::Earliest => extent.log_start_offset,
+        Point::Latest => extent.high_watermark,
         Point::Offset(offset) => offset,
-        Point::BeforeEnd(count) => (info.high_watermark - count).max(info.log_start_offset),
+        Point::BeforeEnd(count) => (extent.high_watermark - count).max(extent.log_start_offset),
         Point::Time(ms) => client
-            .list_offset(topic, info.partition, OffsetSpec::Timestamp(ms))
+            .list_offset(topic, partition, OffsetSpec::Timestamp(ms))
             .await?
-            .map_or(info.high_watermark, |at| at.offset),
+            .map_or(extent.high_watermark, |at| at.offset),
     })
 }
 
@@ -89,22 +93,13 @@ async fn offset(
 mod tests {
     use super::*;
 
-    fn partition(log_start_offset: i64, high_watermark: i64) -> PartitionInfo {
-        PartitionInfo {
-            partition: 0,
-            leader_id: Some(0),
-            leader_epoch: 0,
-            replicas: vec![0],
-            isr: vec![0],
-            log_start_offset,
-            high_watermark,
-            size_bytes: 0,
-        }
-    }
-
     #[test]
     fn a_range_stays_inside_the_log() {
-        let log = partition(10, 20);
+        let log = Extent {
+            log_start_offset: 10,
+            high_watermark: 20,
+            size_bytes: 0,
+        };
         for (from, to, follow, expected) in [
             // from, to, follow -> seek, end
             (10, None, false, (10, Some(20))),
@@ -116,7 +111,7 @@ mod tests {
             (25, None, false, (20, Some(20))),
             (25, None, true, (20, None)),
         ] {
-            let range = range_of(&log, from, to, follow);
+            let range = range_of(log, from, to, follow);
             assert_eq!((range.seek, range.to), expected, "{from} {to:?} {follow}");
             assert_eq!(range.from, from);
         }

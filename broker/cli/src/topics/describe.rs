@@ -5,7 +5,7 @@ use clap::Args;
 use millrace_client::{PartitionInfo, TopicInfo};
 use serde::Serialize;
 
-use super::print::{Printable, print};
+use super::print::{Printable, print, shown};
 use crate::connection::{self, Connection};
 use crate::failure::Failure;
 use crate::text::Layout;
@@ -42,9 +42,10 @@ struct Partition {
     leader_epoch: i32,
     replicas: Vec<i32>,
     in_sync_replicas: Vec<i32>,
-    log_start_offset: i64,
-    high_watermark: i64,
-    size_bytes: u64,
+    /// These are null if there is no leader who could be asked.
+    log_start_offset: Option<i64>,
+    high_watermark: Option<i64>,
+    size_bytes: Option<u64>,
 }
 
 impl Describe {
@@ -74,9 +75,9 @@ impl From<PartitionInfo> for Partition {
             leader_epoch: info.leader_epoch,
             replicas: info.replicas,
             in_sync_replicas: info.isr,
-            log_start_offset: info.log_start_offset,
-            high_watermark: info.high_watermark,
-            size_bytes: info.size_bytes,
+            log_start_offset: info.extent.map(|e| e.log_start_offset),
+            high_watermark: info.extent.map(|e| e.high_watermark),
+            size_bytes: info.extent.map(|e| e.size_bytes),
         }
     }
 }
@@ -110,14 +111,13 @@ impl Printable for Description {
         let row = |p: &Partition| {
             vec![
                 p.partition.to_string(),
-                p.leader
-                    .map_or_else(|| "none".to_owned(), |id| id.to_string()),
+                shown(p.leader),
                 p.leader_epoch.to_string(),
                 ids(&p.replicas),
                 ids(&p.in_sync_replicas),
-                p.log_start_offset.to_string(),
-                p.high_watermark.to_string(),
-                ByteSize(p.size_bytes).to_string(),
+                shown(p.log_start_offset),
+                shown(p.high_watermark),
+                shown(p.size_bytes.map(ByteSize)),
             ]
         };
         self.partitions.iter().map(row).collect()

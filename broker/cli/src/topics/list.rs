@@ -5,7 +5,7 @@ use clap::Args;
 use millrace_client::TopicInfo;
 use serde::Serialize;
 
-use super::print::{Printable, print};
+use super::print::{Printable, print, shown};
 use crate::connection::Connection;
 use crate::failure::Failure;
 use crate::text::Layout;
@@ -28,9 +28,10 @@ struct Line {
     name: String,
     partitions: usize,
     replication_factor: usize,
-    /// Offsets held; a little more than the records if the topic is compacted or has transactions.
-    records: i64,
-    size_bytes: u64,
+    /// Offsets held; a little more than the records if the topic is compacted or has transactions. Null if a partition has no leader
+    /// who could be asked.
+    records: Option<i64>,
+    size_bytes: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -57,9 +58,9 @@ impl From<TopicInfo> for Line {
                 .unwrap_or(0),
             records: partitions
                 .clone()
-                .map(|p| p.high_watermark - p.log_start_offset)
+                .map(|p| p.extent.map(|e| e.high_watermark - e.log_start_offset))
                 .sum(),
-            size_bytes: partitions.map(|p| p.size_bytes).sum(),
+            size_bytes: partitions.map(|p| p.extent.map(|e| e.size_bytes)).sum(),
             name: topic.name,
         }
     }
@@ -76,8 +77,8 @@ impl Printable for Lines {
                 line.name.clone(),
                 line.partitions.to_string(),
                 line.replication_factor.to_string(),
-                line.records.to_string(),
-                ByteSize(line.size_bytes).to_string(),
+                shown(line.records),
+                shown(line.size_bytes.map(ByteSize)),
             ]
         };
         self.0.iter().map(row).collect()

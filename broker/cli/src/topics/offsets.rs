@@ -78,7 +78,10 @@ async fn find(
 ) -> Result<Line, Failure> {
     // The ends came with the topic's description.
     let (offset, timestamp_ms) = match at {
-        Point::Earliest => (Some(info.log_start_offset), None),
+        Point::Earliest => {
+            let extent = connection::extent(topic, info)?;
+            (Some(extent.log_start_offset), None)
+        }
         Point::Time(ms) => {
             let found = client
                 .list_offset(topic, info.partition, OffsetSpec::Timestamp(ms))
@@ -88,7 +91,10 @@ async fn find(
                 found.and_then(|at| at.timestamp_ms),
             )
         }
-        Point::Latest | Point::Offset(_) | Point::BeforeEnd(_) => (Some(info.high_watermark), None),
+        Point::Latest | Point::Offset(_) | Point::BeforeEnd(_) => {
+            let extent = connection::extent(topic, info)?;
+            (Some(extent.high_watermark), None)
+        }
     };
     Ok(Line {
         topic: topic.to_owned(),

@@ -21,6 +21,11 @@ pub(super) trait Printable: Serialize {
     }
 }
 
+/// A value, or that there is none.
+pub(super) fn shown(value: Option<impl ToString>) -> String {
+    value.map_or_else(|| "none".to_owned(), |value| value.to_string())
+}
+
 /// Prints it.
 pub(super) fn print(what: &impl Printable, layout: Layout) -> Result<(), Failure> {
     let failed =

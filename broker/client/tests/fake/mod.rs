@@ -633,8 +633,8 @@ impl MetadataService for Broker {
                             partition: partition as i32,
                             leader_id: leader as i32,
                             leader_epoch: epoch,
-                            high_watermark: log.next,
-                            log_start_offset: log.start,
+                            high_watermark: Some(log.next),
+                            log_start_offset: Some(log.start),
                             ..Default::default()
                         },
                     )

@@ -1,0 +1,598 @@
+//! The task that watches the Cluster's Leases and acts on what it sees: it keeps the [`View`], has this broker's replicas
+//! [follow](super::replicas), stands for controller, and as controller elects leaders.
+//!
+//! Everything is level-triggered: an event only says what to look at again, and what is written is decided from what is known at that
+//! moment. A write that failed, or whose answer was lost, is followed by a read and a fresh decision, never by the same write.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures::{FutureExt, Stream, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use k8s_openapi::api::{coordination::v1::Lease, core::v1::ConfigMap};
+use kube::{
+    Api,
+    runtime::{
+        WatchStreamExt,
+        watcher::{self, Event, watcher},
+    },
+};
+use millrace_crds::coordination::{
+    BrokerSession, CLUSTER_LABEL, ControllerState, Held, PartitionLease, Role,
+};
+use parking_lot::Mutex;
+use tokio::{
+    sync::{Notify, watch},
+    time::MissedTickBehavior,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use super::{
+    api::{ApiError, ClusterApi},
+    election::{LiveBroker, elect},
+    liveness::Liveness,
+    membership::now,
+    replicas::{Me, Wanted},
+    session::Claimant,
+    view::{Item, PartitionKey, View},
+};
+use crate::{directory::Directory, observe::Metrics};
+
+/// Elections that are being written at a time.
+const MAX_WRITES: usize = 32;
+/// The watches' pauses between attempts.
+const MIN_PAUSE: Duration = Duration::from_millis(200);
+const MAX_PAUSE: Duration = Duration::from_secs(2);
+/// How long to leave a partition alone after a write of unknown outcome.
+const UNKNOWN_PAUSE: Duration = Duration::from_millis(500);
+const REFUSED_PAUSE: Duration = Duration::from_secs(5);
+/// How often Leases are looked at for having expired.
+const TICK: Duration = Duration::from_millis(500);
+
+type Watch<K> = Pin<Box<dyn Stream<Item = watcher::Result<Event<K>>> + Send>>;
+
+/// What a finished write means.
+enum Written {
+    /// A partition as it is now, if that is known.
+    Partition(PartitionKey, Option<Lease>),
+    /// The controller's Lease as it is now, if that is known.
+    Controller(Option<Lease>),
+}
+
+/// How long sessions last, and how often they are renewed.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// Without a change for so long, a session is dead.
+    pub duration: Duration,
+    /// How often it is renewed.
+    pub renewal: Duration,
+}
+
+/// What the replicas' task is to look at.
+#[derive(Default)]
+pub(super) struct Topics {
+    view: Mutex<View>,
+    changed: Mutex<BTreeSet<Uuid>>,
+    wake: Notify,
+}
+
+impl Topics {
+    /// The topics that changed since the last call; waits for one.
+    pub(super) async fn changed(&self) -> Vec<Wanted> {
+        loop {
+            let changed = std::mem::take(&mut *self.changed.lock());
+            if !changed.is_empty() {
+                return changed.into_iter().map(|id| self.wanted(id)).collect();
+            }
+            self.wake.notified().await;
+        }
+    }
+
+    /// Look at the topic again.
+    pub(super) fn mark(&self, topic: Uuid) {
+        self.changed.lock().insert(topic);
+        self.wake.notify_one();
+    }
+
+    fn wanted(&self, topic_id: Uuid) -> Wanted {
+        let view = self.view.lock();
+        Wanted {
+            topic_id,
+            record: view.topics().get(&topic_id).cloned(),
+            partitions: view
+                .partitions_of(topic_id)
+                .map(|(index, seen)| (index, seen.lease.clone()))
+                .collect(),
+        }
+    }
+
+    /// A partition's Lease as it is known, to be replaced.
+    pub(super) fn lease(&self, key: PartitionKey) -> Option<(PartitionLease, Lease)> {
+        let view = self.view.lock();
+        let seen = view.partitions().get(&key)?;
+        Some((seen.lease.clone(), seen.object.clone()))
+    }
+
+    /// A partition's Lease was written or read.
+    pub(super) fn apply(&self, lease: Lease) {
+        if let Some(Item::Partition((topic, _))) = self.view.lock().apply(lease) {
+            self.mark(topic);
+        }
+    }
+}
+
+/// The task.
+pub(super) struct Coordinator {
+    api: ClusterApi,
+    claimant: Arc<Claimant>,
+    me: Me,
+    timing: Timing,
+    directory: Arc<Directory>,
+    metrics: Arc<Metrics>,
+    topics: Arc<Topics>,
+    liveness: Liveness,
+    alive: BTreeMap<i32, LiveBroker>,
+    /// The controller epoch, while this process is controller.
+    controller: Option<i32>,
+    renewed: Instant,
+    standing: bool,
+    /// Partitions to decide on; those without a leader first.
+    pending: BTreeSet<(bool, PartitionKey)>,
+    in_flight: BTreeSet<PartitionKey>,
+    writes: FuturesUnordered<BoxFuture<'static, Written>>,
+    /// The lists that have been seen whole.
+    synced: (bool, bool),
+    ready: watch::Sender<bool>,
+    last_event: Instant,
+}
+
+impl Coordinator {
+    /// A task for this process, which has claimed its session.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn new(
+        api: ClusterApi,
+        claimant: Arc<Claimant>,
+        me: Me,
+        timing: Timing,
+        directory: Arc<Directory>,
+        metrics: Arc<Metrics>,
+        topics: Arc<Topics>,
+        ready: watch::Sender<bool>,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            api,
+            claimant,
+            me,
+            timing,
+            directory,
+            metrics,
+            topics,
+            liveness: Liveness::new(timing.duration, now),
+            alive: BTreeMap::new(),
+            controller: None,
+            renewed: now,
+            standing: false,
+            pending: BTreeSet::new(),
+            in_flight: BTreeSet::new(),
+            writes: FuturesUnordered::new(),
+            synced: (false, false),
+            ready,
+            last_event: now,
+        }
+    }
+
+    /// Runs until stopped. If this process is controller then, it gives that up first, so that another takes over at once.
+    pub(super) async fn run(mut self, stop: CancellationToken) {
+        let cluster = self.claimant.cluster.clone();
+        // One watch of all Leases: this broker's own renewals come through it, so that its silence tells that it is broken.
+        let selector = format!("{}={cluster}", CLUSTER_LABEL);
+        let mut leases = watch(self.api.leases(), &selector);
+        let mut records = watch(self.api.records(), &Role::Topic.selector(&cluster));
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                event = leases.next() => match event {
+                    Some(Ok(event)) => self.on_lease(event),
+                    Some(Err(error)) => {
+                        warn!(%error, "the watch of Leases broke; trying again");
+                        self.liveness.restart(Instant::now());
+                    }
+                    None => leases = watch(self.api.leases(), &selector),
+                },
+                event = records.next() => match event {
+                    Some(Ok(event)) => self.on_record(event),
+                    Some(Err(error)) => warn!(%error, "the watch of topics broke; trying again"),
+                    None => records = watch(self.api.records(), &Role::Topic.selector(&cluster)),
+                },
+                Some(written) = self.writes.next() => self.on_written(written),
+                _ = ticks.tick() => {
+                    if self.last_event.elapsed() > self.timing.duration.max(3 * self.timing.renewal) {
+                        // Not even this broker's renewals come through: a connection that died without a word.
+                        self.last_event = Instant::now();
+                        leases = watch(self.api.leases(), &selector);
+                        records = watch(self.api.records(), &Role::Topic.selector(&cluster));
+                    }
+                    self.on_tick();
+                }
+            }
+            self.write_elections();
+        }
+        self.step_down().await;
+    }
+
+    fn on_lease(&mut self, event: Event<Lease>) {
+        let now = Instant::now();
+        self.last_event = now;
+        self.liveness.contact(now);
+        match event {
+            Event::Init => self.topics.view.lock().begin_list(),
+            Event::InitApply(lease) | Event::Apply(lease) => {
+                self.observe(&lease, now);
+                let changed = self.topics.view.lock().apply(lease);
+                self.on_changed(changed);
+            }
+            Event::InitDone => {
+                let gone = self.topics.view.lock().end_list();
+                self.on_changed(gone);
+                self.synced.0 = true;
+                self.on_synced();
+            }
+            Event::Delete(lease) => {
+                self.liveness
+                    .forget(lease.metadata.name.as_deref().unwrap_or_default());
+                let changed = self.topics.view.lock().delete(&lease);
+                self.on_changed(changed);
+            }
+        }
+    }
+
+    /// Only Leases that are renewed are observed.
+    fn observe(&mut self, lease: &Lease, now: Instant) {
+        let renewed = lease
+            .spec
+            .as_ref()
+            .is_some_and(|spec| spec.lease_duration_seconds.is_some());
+        if let (true, Some(name), Some(version)) = (
+            renewed,
+            &lease.metadata.name,
+            &lease.metadata.resource_version,
+        ) {
+            self.liveness.observe(name, version, now);
+        }
+    }
+
+    fn on_record(&mut self, event: Event<ConfigMap>) {
+        let listed = matches!(event, Event::InitDone);
+        let changed = {
+            let mut view = self.topics.view.lock();
+            match event {
+                Event::Init => {
+                    view.begin_topic_list();
+                    Vec::new()
+                }
+                Event::InitApply(record) | Event::Apply(record) => {
+                    view.apply_topic(&record).into_iter().collect()
+                }
+                Event::InitDone => view.end_topic_list(),
+                Event::Delete(record) => view.delete_topic(&record).into_iter().collect(),
+            }
+        };
+        self.on_changed(changed);
+        if listed {
+            self.synced.1 = true;
+            self.on_synced();
+        }
+    }
+
+    fn on_changed(&mut self, items: impl IntoIterator<Item = Item>) {
+        for item in items {
+            match item {
+                Item::Session(_) => self.on_sessions(),
+                Item::Controller => self.on_controller(),
+                Item::Partition(key) => {
+                    self.topics.mark(key.0);
+                    self.consider(key);
+                }
+                Item::Topic(id) => {
+                    self.topics.mark(id);
+                    let view = self.topics.view.lock();
+                    let keys: Vec<_> = view
+                        .partitions_of(id)
+                        .map(|(index, _)| (id, index))
+                        .collect();
+                    drop(view);
+                    keys.into_iter().for_each(|key| self.consider(key));
+                }
+            }
+        }
+    }
+
+    fn on_synced(&mut self) {
+        if self.synced == (true, true) {
+            self.ready.send_replace(true);
+            self.on_tick();
+        }
+    }
+
+    fn on_sessions(&mut self) {
+        let brokers = {
+            let view = self.topics.view.lock();
+            let up = view
+                .sessions()
+                .iter()
+                .filter(|(_, s)| s.held.holder.is_some());
+            up.map(|(id, seen)| (*id, seen.session.address.clone()))
+                .collect()
+        };
+        self.directory.set_brokers(brokers);
+        self.look_who_is_alive();
+    }
+
+    fn look_who_is_alive(&mut self) {
+        let cluster = &self.claimant.cluster;
+        let alive: BTreeMap<i32, LiveBroker> = {
+            let view = self.topics.view.lock();
+            let held: Vec<_> = view
+                .sessions()
+                .values()
+                .filter(|seen| seen.held.holder.is_some())
+                .map(|seen| {
+                    (
+                        BrokerSession::lease_name(cluster, seen.session.broker_id),
+                        seen,
+                    )
+                })
+                .collect();
+            let names = held.iter().map(|(name, _)| name.as_str());
+            let expired = self.liveness.expired(names, Instant::now());
+            let live = held
+                .iter()
+                .filter(|(name, _)| !expired.contains(name.as_str()));
+            live.map(|(_, seen)| {
+                let broker = LiveBroker {
+                    epoch: seen.held.epoch,
+                    store: seen.session.store_id,
+                    pod: seen.session.pod.clone(),
+                    draining: seen.session.draining,
+                };
+                (seen.session.broker_id, broker)
+            })
+            .collect()
+        };
+        if alive != self.alive {
+            for id in self.alive.keys().filter(|id| !alive.contains_key(id)) {
+                info!(broker = id, "broker is gone");
+            }
+            self.alive = alive;
+            self.consider_all();
+        }
+    }
+
+    fn on_controller(&mut self) {
+        let holder = {
+            let view = self.topics.view.lock();
+            view.controller()
+                .and_then(|c| Some((c.held.holder.clone()?, c.held.epoch)))
+        };
+        let mine = holder.filter(|(holder, _)| *holder == self.claimant.identity);
+        match (mine, self.controller) {
+            (Some((_, epoch)), None) => self.take_office(epoch),
+            (None, Some(_)) => {
+                info!("another broker is controller now");
+                self.leave_office();
+            }
+            _ => {}
+        }
+        self.on_tick();
+    }
+
+    fn take_office(&mut self, epoch: i32) {
+        info!(epoch, "this broker is controller");
+        self.controller = Some(epoch);
+        self.renewed = Instant::now();
+        self.metrics.set_controller(true);
+        self.consider_all();
+    }
+
+    fn leave_office(&mut self) {
+        self.controller = None;
+        self.metrics.set_controller(false);
+        self.pending.clear();
+    }
+
+    fn on_tick(&mut self) {
+        if self.synced != (true, true) {
+            return;
+        }
+        self.look_who_is_alive();
+        let due = match self.controller {
+            Some(_) => self.renewed.elapsed() >= self.timing.renewal,
+            None => self.is_vacant(),
+        };
+        if due && !self.standing {
+            self.stand();
+        }
+    }
+
+    /// Whether no live process is controller.
+    fn is_vacant(&self) -> bool {
+        let view = self.topics.view.lock();
+        let Some(controller) = view.controller() else {
+            return true;
+        };
+        let name = ControllerState::lease_name(&self.claimant.cluster);
+        let state = &controller.state;
+        let gone = self
+            .alive
+            .get(&state.broker_id)
+            .is_none_or(|broker| broker.epoch != state.broker_epoch);
+        controller.held.holder.is_none()
+            || (gone && view.sessions().contains_key(&state.broker_id))
+            || self.liveness.is_silent(&name, Instant::now())
+    }
+
+    /// Writes this process into the controller's Lease: to become controller, or to renew it.
+    fn stand(&mut self) {
+        let (mut lease, epoch) = match self.topics.view.lock().controller() {
+            Some(seen) => (seen.object.clone(), seen.held.epoch),
+            None => (Lease::default(), 0),
+        };
+        let time = now();
+        let held = Held {
+            holder: Some(self.claimant.identity.clone()),
+            epoch: self.controller.unwrap_or(epoch + 1),
+            duration_seconds: Some(self.claimant.duration_seconds),
+            acquired: match self.controller {
+                Some(_) => lease
+                    .spec
+                    .as_ref()
+                    .and_then(|spec| spec.acquire_time.clone()),
+                None => Some(time.clone()),
+            },
+            renewed: Some(time),
+        };
+        lease.metadata.owner_references = self.claimant.owner.clone().map(|owner| vec![owner]);
+        let state = ControllerState {
+            broker_id: self.me.id,
+            broker_epoch: self.me.epoch,
+        };
+        state.write(&mut lease, &self.claimant.cluster, held);
+        self.standing = true;
+        self.renewed = Instant::now();
+        let api = self.api.clone();
+        self.writes
+            .push(async move { Written::Controller(write_or_read(&api, &lease).await) }.boxed());
+    }
+
+    fn consider_all(&mut self) {
+        if self.controller.is_none() {
+            return;
+        }
+        let view = self.topics.view.lock();
+        let keys = view.partitions().iter();
+        self.pending = keys
+            .map(|(key, seen)| (seen.lease.assignment.leader.is_some(), *key))
+            .collect();
+    }
+
+    fn consider(&mut self, key: PartitionKey) {
+        if self.controller.is_some() {
+            self.pending.insert((true, key));
+        }
+    }
+
+    /// Decides on what is pending, as far as there is room for writes.
+    fn write_elections(&mut self) {
+        let Some(epoch) = self.controller else { return };
+        while self.in_flight.len() < MAX_WRITES {
+            let Some((_, key)) = self.pending.pop_first() else {
+                return;
+            };
+            if self.in_flight.contains(&key) {
+                // It is looked at again when that write is done.
+                continue;
+            }
+            let Some(next) = self.decide(key, epoch) else {
+                continue;
+            };
+            self.in_flight.insert(key);
+            let api = self.api.clone();
+            self.writes.push(
+                async move { Written::Partition(key, write_or_read(&api, &next).await) }.boxed(),
+            );
+        }
+    }
+
+    fn decide(&self, key: PartitionKey, controller_epoch: i32) -> Option<Lease> {
+        let view = self.topics.view.lock();
+        let seen = view.partitions().get(&key)?;
+        let state = view.topics().get(&key.0)?.state;
+        let mut next = elect(&seen.lease, state, &self.alive, controller_epoch)?;
+        if next.assignment.leader.is_some() {
+            self.metrics.elected();
+            next.held.acquired = Some(now());
+        }
+        next.held.renewed = Some(now());
+        let mut object = seen.object.clone();
+        next.write(&mut object, &self.claimant.cluster);
+        Some(object)
+    }
+
+    fn on_written(&mut self, written: Written) {
+        match written {
+            Written::Controller(lease) => {
+                self.standing = false;
+                if let Some(lease) = lease {
+                    let changed = self.topics.view.lock().apply(lease);
+                    self.on_changed(changed);
+                }
+            }
+            Written::Partition(key, lease) => {
+                self.in_flight.remove(&key);
+                if let Some(lease) = lease {
+                    self.topics.apply(lease);
+                }
+                self.consider(key);
+            }
+        }
+    }
+
+    async fn step_down(mut self) {
+        if self.controller.is_none() {
+            return;
+        }
+        self.leave_office();
+        let controller = self.topics.view.lock().controller().cloned();
+        let Some(mut seen) = controller else { return };
+        seen.held.holder = None;
+        seen.state
+            .write(&mut seen.object, &self.claimant.cluster, seen.held);
+        match self.api.write(&seen.object).await {
+            Ok(_) => info!("this broker has given up being controller"),
+            Err(error) => warn!(%error, "being controller can't be given up; it expires by itself"),
+        }
+    }
+}
+
+/// Writes the Lease. If that fails, what is there instead, if that can be known.
+async fn write_or_read(api: &ClusterApi, lease: &Lease) -> Option<Lease> {
+    let name = lease.metadata.name.as_deref().unwrap_or_default();
+    match api.write(lease).await {
+        Ok(written) => return Some(written),
+        Err(ApiError::Conflict(_)) => {}
+        // The watch tells of it, too.
+        Err(ApiError::NotFound(_)) => tokio::time::sleep(UNKNOWN_PAUSE).await,
+        Err(error @ ApiError::Unknown { .. }) => {
+            warn!(%error, "a Lease was perhaps not written");
+            tokio::time::sleep(UNKNOWN_PAUSE).await;
+        }
+        Err(error @ ApiError::Refused { .. }) => {
+            warn!(%error, "a Lease can't be written");
+            tokio::time::sleep(REFUSED_PAUSE).await;
+        }
+    }
+    api.lease(name).await.ok().flatten()
+}
+
+fn watch<K>(api: Api<K>, selector: &str) -> Watch<K>
+where
+    K: kube::Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
+{
+    let pauses = backon::ExponentialBuilder::default()
+        .with_min_delay(MIN_PAUSE)
+        .with_max_delay(MAX_PAUSE)
+        .with_jitter()
+        .without_max_times();
+    let config = watcher::Config::default().labels(selector);
+    watcher(api, config)
+        .backoff(watcher::ExponentialBackoff::from(pauses))
+        .boxed()
+}

@@ -1,0 +1,303 @@
+//! A broker among several, coordinated through a Kubernetes API server: wires session, coordinator and replicas together.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use futures::StreamExt;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::Resource;
+use millrace_crds::{
+    Cluster,
+    coordination::{BrokerSession, TopicRecord, TopicState},
+};
+use tokio::{
+    sync::{oneshot, watch},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+use uuid::Uuid;
+
+use super::{
+    api::{ApiError, ClusterApi, ConnectError, connect},
+    coordinator::{Coordinator, Timing, Topics},
+    election::leave,
+    membership::{self, Renewal, SessionLost},
+    replicas::{Me, Replicas, Wanted},
+    session::{ClaimError, Claimant},
+};
+use crate::{
+    directory::Directory,
+    observe::Metrics,
+    storage::{BrokerIdentity, StorageError, Store},
+};
+
+/// Writes at a time that take this broker out of a deleted topic's replicas.
+const MAX_LEAVES: usize = 16;
+/// After something failed.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// Where and as what a broker takes part in a Cluster.
+#[derive(Clone, Debug)]
+pub struct Membership {
+    /// The Cluster's name.
+    pub cluster: String,
+    /// Its `metadata.uid`, so that Leases of sessions go with it.
+    pub cluster_uid: Option<String>,
+    /// Its namespace.
+    pub namespace: String,
+    /// This pod's name. With an empty volume, the broker's id is the number at its end.
+    pub pod: String,
+    /// This pod's `metadata.uid`.
+    pub pod_uid: String,
+    /// Where clients reach this broker.
+    pub address: String,
+    /// How long sessions last.
+    pub timing: Timing,
+}
+
+/// Why a broker can't take part in its Cluster.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// The pod's name has no ordinal.
+    #[error(
+        "pod {pod:?} has no number at the end of its name, and the volume no broker id: brokers run in a StatefulSet"
+    )]
+    NoOrdinal {
+        /// The pod's name.
+        pod: String,
+    },
+    /// The volume belongs to another broker, or can't be claimed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// There is no API to talk to.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The session is someone else's.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+}
+
+/// A broker that takes part.
+pub struct Member {
+    /// The broker's id.
+    pub broker_id: i32,
+    /// Resolves if another process has taken this one's session: it must not go on. For one to wait for.
+    pub lost: Option<oneshot::Receiver<SessionLost>>,
+    renewal: Renewal,
+    coordinator: JoinHandle<()>,
+}
+
+impl Membership {
+    /// What volumes are claimed for.
+    pub fn cluster_id(&self) -> String {
+        format!("{}/{}", self.namespace, self.cluster)
+    }
+
+    /// Takes part: claims volume and session, and returns when the Cluster's state is known. Gives up being controller when stopped.
+    pub async fn join(
+        self,
+        store: Arc<Store>,
+        directory: Arc<Directory>,
+        metrics: Arc<Metrics>,
+        stop: CancellationToken,
+    ) -> Result<Member, JoinError> {
+        let broker_id = self.broker_id(&store)?;
+        let api = ClusterApi::new(&connect(metrics.clone()).await?, &self.namespace);
+        let claimant = Arc::new(Claimant {
+            cluster: self.cluster.clone(),
+            owner: self.owner(),
+            session: BrokerSession {
+                broker_id,
+                store_id: store.store_id(),
+                pod: self.pod.clone(),
+                address: self.address.clone(),
+                release: env!("CARGO_PKG_VERSION").to_owned(),
+                draining: false,
+            },
+            identity: format!("{}/{}/{}", self.pod, self.pod_uid, Uuid::new_v4().simple()),
+            duration_seconds: i32::try_from(self.timing.duration.as_secs()).unwrap_or(i32::MAX),
+        });
+        let session = membership::claim(&api, &claimant).await?;
+        let me = Me {
+            id: broker_id,
+            epoch: session.epoch,
+            store: store.store_id(),
+        };
+        info!(broker = broker_id, epoch = me.epoch, "session claimed");
+        let (renewal, lost) = session.keep(api.clone(), claimant.clone(), self.timing.renewal);
+        let (ready, mut synced) = watch::channel(false);
+        let topics = Arc::new(Topics::default());
+        let coordinator = Coordinator::new(
+            api.clone(),
+            claimant,
+            me,
+            self.timing,
+            directory.clone(),
+            metrics,
+            topics.clone(),
+            ready,
+        );
+        let coordinator = tokio::spawn(coordinator.run(stop.clone()));
+        let replicas = Replicas::new(me, store, directory);
+        let follower = Follower {
+            api,
+            cluster: self.cluster,
+            me,
+            topics,
+        };
+        tokio::spawn(stop.run_until_cancelled_owned(follower.run(replicas)));
+        // Fails only if the task ended, since it was stopped.
+        let _ = synced.wait_for(|synced| *synced).await;
+        Ok(Member {
+            broker_id,
+            lost: Some(lost),
+            renewal,
+            coordinator,
+        })
+    }
+
+    /// The id on the volume; if it has none, the pod's ordinal, from then on.
+    fn broker_id(&self, store: &Store) -> Result<i32, JoinError> {
+        let cluster = self.cluster_id();
+        let ordinal = || {
+            let digits = self.pod.rsplit('-').next();
+            let no_ordinal = || JoinError::NoOrdinal {
+                pod: self.pod.clone(),
+            };
+            digits
+                .and_then(|digits| digits.parse().ok())
+                .ok_or_else(no_ordinal)
+        };
+        let broker_id = match store.identity() {
+            Some(identity) => identity.broker_id,
+            None => ordinal()?,
+        };
+        store.claim(BrokerIdentity { cluster, broker_id })?;
+        Ok(broker_id)
+    }
+
+    fn owner(&self) -> Option<OwnerReference> {
+        Some(OwnerReference {
+            api_version: Cluster::api_version(&()).into_owned(),
+            kind: Cluster::kind(&()).into_owned(),
+            name: self.cluster.clone(),
+            uid: self.cluster_uid.clone()?,
+            ..OwnerReference::default()
+        })
+    }
+}
+
+impl Member {
+    /// Gives up the session, last of all.
+    pub async fn leave(self) {
+        let _ = self.coordinator.await;
+        self.renewal.leave().await;
+    }
+}
+
+/// The task that follows topics one by one.
+struct Follower {
+    api: ClusterApi,
+    cluster: String,
+    me: Me,
+    topics: Arc<Topics>,
+}
+
+impl Follower {
+    async fn run(self, mut replicas: Replicas) {
+        loop {
+            for wanted in self.topics.changed().await {
+                let topic_id = wanted.topic_id;
+                let leaving = self.is_to_be_deleted(&wanted).await;
+                let work = move || {
+                    let done = match &leaving {
+                        Ok(Some(_)) => replicas.delete(topic_id),
+                        Ok(None) | Err(_) => replicas.follow(&wanted),
+                    };
+                    (replicas, done, leaving)
+                };
+                let (back, done, leaving) = match tokio::task::spawn_blocking(work).await {
+                    Ok(result) => result,
+                    Err(error) => {
+                        error!(%error, "following the Cluster's topics failed: this broker must be started again");
+                        std::process::abort();
+                    }
+                };
+                replicas = back;
+                let failed = match (done, leaving) {
+                    (Err(error), _) => Some(error.to_string()),
+                    (Ok(()), Err(error)) => Some(error.to_string()),
+                    (Ok(()), Ok(Some(partitions))) => self.leave(topic_id, partitions).await,
+                    (Ok(()), Ok(None)) => None,
+                };
+                if let Some(error) = failed {
+                    warn!(topic = %topic_id, error, "a topic can't be brought to what it should be; trying again");
+                    let topics = self.topics.clone();
+                    tokio::spawn(async move {
+                        tokio::time::sleep(RETRY_PAUSE).await;
+                        topics.mark(topic_id);
+                    });
+                }
+            }
+        }
+    }
+
+    /// The partitions of a topic that is being deleted and of which this broker is a replica. Deleting can't be undone, so the API server is
+    /// asked, not the cache.
+    async fn is_to_be_deleted(&self, wanted: &Wanted) -> Result<Option<BTreeSet<i32>>, ApiError> {
+        let is_deleting = |record: &TopicRecord| {
+            record.topic_id == wanted.topic_id && record.state == TopicState::Deleting
+        };
+        let Some(record) = wanted.record.as_ref().filter(|record| is_deleting(record)) else {
+            return Ok(None);
+        };
+        let mine: BTreeSet<i32> = wanted
+            .partitions
+            .iter()
+            .filter(|(_, lease)| lease.assignment.replicas.contains(&self.me.id))
+            .map(|(index, _)| *index)
+            .collect();
+        if mine.is_empty() {
+            return Ok(None);
+        }
+        let name = TopicRecord::object_name(&self.cluster, &record.config.name);
+        let now = self.api.record(&name).await?;
+        let confirmed = now
+            .and_then(|object| TopicRecord::read(&object).ok())
+            .is_some_and(|record| is_deleting(&record));
+        Ok(confirmed.then_some(mine))
+    }
+
+    /// Tells the operator that this broker has nothing of these partitions any more. What went wrong, if something did.
+    async fn leave(&self, topic_id: Uuid, partitions: BTreeSet<i32>) -> Option<String> {
+        let leaves = partitions.into_iter().map(|partition| async move {
+            let (lease, mut object) = self.topics.lease((topic_id, partition))?;
+            let next = leave(&lease, self.me.id)?;
+            next.write(&mut object, &self.cluster);
+            let name = object.metadata.name.clone().unwrap_or_default();
+            let written = match self.api.write(&object).await {
+                Err(ApiError::NotFound(_)) => return None,
+                Err(ApiError::Conflict(_)) => match self.api.lease(&name).await {
+                    Ok(Some(current)) => {
+                        self.topics.apply(current);
+                        return Some(format!("{name} was changed meanwhile"));
+                    }
+                    other => other.map(|_| None),
+                },
+                other => other.map(Some),
+            };
+            match written {
+                Ok(Some(lease)) => self.topics.apply(lease),
+                Ok(None) => {}
+                Err(error) => return Some(error.to_string()),
+            }
+            None
+        });
+        let failures = futures::stream::iter(leaves).buffer_unordered(MAX_LEAVES);
+        failures
+            .filter_map(std::future::ready)
+            .collect::<Vec<_>>()
+            .await
+            .pop()
+    }
+}

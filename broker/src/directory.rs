@@ -1,0 +1,95 @@
+//! The topics by name as this broker's clients see them: their partitions, who leads each, and the logs that are held here.
+//!
+//! It is written by whoever coordinates (the topic files of a standalone broker, or [`coordination`](crate::coordination) in a
+//! Cluster) and read by the services. A topic is replaced as a whole, so that a reader never sees half a change.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use parking_lot::RwLock;
+use uuid::Uuid;
+
+use crate::storage::StoredPartition;
+
+/// The topics and brokers that clients are told of.
+#[derive(Debug, Default)]
+pub struct Directory {
+    topics: RwLock<HashMap<Arc<str>, Arc<Topic>>>,
+    brokers: RwLock<Arc<BTreeMap<i32, String>>>,
+}
+
+/// A topic.
+#[derive(Debug)]
+pub struct Topic {
+    /// Its name for clients.
+    pub name: Arc<str>,
+    /// Another topic of the same name has another.
+    pub topic_id: Uuid,
+    /// The most bytes of a record batch.
+    pub max_message_bytes: usize,
+    /// By index, without gaps.
+    pub partitions: Vec<Partition>,
+}
+
+/// A partition.
+#[derive(Clone, Debug, Default)]
+pub struct Partition {
+    /// The broker that leads it.
+    pub leader: Option<i32>,
+    /// Rises with each leader.
+    pub leader_epoch: i32,
+    /// The brokers that hold it, the preferred leader first.
+    pub replicas: Vec<i32>,
+    /// Those that are in sync.
+    pub isr: Vec<i32>,
+    /// The log, if this broker holds it.
+    pub log: Option<StoredPartition>,
+}
+
+impl Partition {
+    /// The log, if this broker leads the partition at this moment.
+    pub fn led(&self) -> Option<&StoredPartition> {
+        self.log.as_ref().filter(|log| log.leader_epoch().is_some())
+    }
+}
+
+impl Directory {
+    /// A topic by its name.
+    pub fn topic(&self, name: &str) -> Option<Arc<Topic>> {
+        self.topics.read().get(name).cloned()
+    }
+
+    /// All topics, by name.
+    pub fn topics(&self) -> Vec<Arc<Topic>> {
+        let mut topics: Vec<_> = self.topics.read().values().cloned().collect();
+        topics.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        topics
+    }
+
+    /// The brokers that are up, by id, and where clients reach them.
+    pub fn brokers(&self) -> Arc<BTreeMap<i32, String>> {
+        self.brokers.read().clone()
+    }
+
+    /// Replaces what is known of the brokers.
+    pub fn set_brokers(&self, brokers: BTreeMap<i32, String>) {
+        *self.brokers.write() = Arc::new(brokers);
+    }
+
+    /// Makes a topic known, or replaces what is known of it.
+    pub fn publish(&self, topic: Topic) {
+        self.topics
+            .write()
+            .insert(topic.name.clone(), Arc::new(topic));
+    }
+
+    /// The topic of that name and id is not served any more.
+    pub fn withdraw(&self, name: &str, topic_id: Uuid) {
+        let mut topics = self.topics.write();
+        if topics.get(name).is_some_and(|t| t.topic_id == topic_id) {
+            topics.remove(name);
+        }
+    }
+}
