@@ -95,7 +95,7 @@ impl View {
         let view = self.clone();
         let classes = self.storage_classes.telling(move |_, _| {
             for cluster in view.clusters.all() {
-                view.cluster(&*cluster);
+                view.cluster(&cluster);
             }
         });
         ready.push(watch::objects(Api::all(client.clone()), "", classes));
