@@ -11,12 +11,15 @@ use millrace_e2e::{Finished, repository, run};
 /// The first time, its programs are built.
 const UP_WITHIN: Duration = Duration::from_secs(20 * 60);
 const FINISHED_WITHIN: Duration = Duration::from_secs(60);
+/// One for each broker of a Cluster.
+const NODES: &str = "3";
 
 /// A Kubernetes. One that was started here ends when this is dropped.
 pub(crate) struct Kubernetes {
     kubeconfig: String,
     path: String,
     started: bool,
+    launched: bool,
 }
 
 impl Kubernetes {
@@ -28,17 +31,19 @@ impl Kubernetes {
                 kubeconfig,
                 path,
                 started: false,
+                launched: false,
             };
         }
         let runs = launcher(["status"]).code == Some(0);
         if !runs {
-            launcher(["up", "--nodes", "1"]).success();
+            launcher(["up", "--nodes", NODES]).success();
         }
         // Whatever goes wrong from here on, the drop ends what was started.
         let mut this = Self {
             kubeconfig: String::new(),
             path,
             started: !runs,
+            launched: true,
         };
         let script = r#"eval "$("$0" env)"; printf '%s\n' "$KUBECONFIG" "$PATH""#;
         let printed = run(
@@ -74,6 +79,32 @@ impl Kubernetes {
         self.run("helm", arguments, "")
     }
 
+    /// Whether it is the launcher's, so that its nodes' processes are this machine's.
+    pub(crate) fn is_launched(&self) -> bool {
+        self.launched
+    }
+
+    /// Kills the broker's process whose environment says so, with no chance to say goodbye. False if its node is elsewhere.
+    pub(crate) fn kill_process(&self, variable: &str, value: &str) -> bool {
+        if !self.launched {
+            return false;
+        }
+        let wanted = format!("{variable}={value}");
+        let of_broker = |process: &procfs::process::Process| {
+            let environment = process.environ().unwrap_or_default();
+            let found = environment.get(std::ffi::OsStr::new(variable));
+            found.is_some_and(|found| found == value)
+        };
+        let processes = procfs::process::all_processes().unwrap();
+        let found = processes.flatten().find(of_broker);
+        let pid = found
+            .unwrap_or_else(|| panic!("no process has {wanted}"))
+            .pid;
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        true
+    }
+
     /// Where programs are looked for.
     pub(crate) fn search_path(&self) -> &str {
         &self.path
@@ -107,7 +138,7 @@ fn launcher_path() -> std::path::PathBuf {
     repository().join("e2e/cluster/run")
 }
 
-fn launcher<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Finished {
+pub(crate) fn launcher<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Finished {
     run(
         Command::new(launcher_path()).args(arguments),
         None,

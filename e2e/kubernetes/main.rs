@@ -1,4 +1,4 @@
-//! What holds of Millrace in a real Kubernetes: the one that `KUBECONFIG` names, or one of one node that is started for it.
+//! What holds of Millrace in a real Kubernetes: the one that `KUBECONFIG` names, or one of three nodes that is started for it.
 //!
 //! A program of its own rather than tests in `e2e`: what it starts must end with it, whatever has failed, and there is nothing in the standard test
 //! harness that runs after the last test. Its arguments are parts of names of tests, as there.
@@ -8,6 +8,8 @@
 
 mod chart;
 mod clusters;
+mod installed;
+mod journey;
 mod kubectl;
 mod kubernetes;
 mod objects;
@@ -58,34 +60,54 @@ const TESTS: &[(&str, Test)] = tests![
     chart::pods_are_admitted_where_only_restricted_ones_are,
 ];
 
+/// Tests that install Millrace, after all others: what is installed acts on what others make.
+type Installation = fn(&Kubernetes);
+
+const INSTALLATIONS: &[(&str, Installation)] = &[(
+    "journey::from_install_to_uninstall",
+    journey::from_install_to_uninstall,
+)];
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let wanted: Vec<String> = std::env::args()
         .skip(1)
         .filter(|argument| !argument.starts_with('-'))
         .collect();
-    let tests: Vec<_> = TESTS
+    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|p| name.contains(p));
+    let tests: Vec<_> = TESTS.iter().filter(|(name, _)| is_wanted(name)).collect();
+    let installations: Vec<_> = INSTALLATIONS
         .iter()
-        .filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|part| name.contains(part)))
+        .filter(|(name, _)| is_wanted(name))
         .collect();
     // `cargo test PART` runs all test programs.
-    if tests.is_empty() || std::env::args().any(|argument| argument == "--list") {
+    let count = tests.len() + installations.len();
+    if count == 0 || std::env::args().any(|argument| argument == "--list") {
         return ExitCode::SUCCESS;
     }
     let kubernetes = Kubernetes::start();
-    let objects = Objects::begin(&kubernetes).await;
     let mut failed = Vec::new();
-    let count = tests.len();
-    for (name, test) in tests {
-        let begun = Instant::now();
-        let result = AssertUnwindSafe(test(&objects)).catch_unwind().await;
-        let verdict = if result.is_ok() { "ok" } else { "FAILED" };
+    let mut report = |name: &'static str, begun: Instant, passed: bool| {
+        let verdict = if passed { "ok" } else { "FAILED" };
         println!("test {name} ... {verdict} ({:.1?})", begun.elapsed());
-        if result.is_err() {
+        if !passed {
             failed.push(name);
         }
+    };
+    if !tests.is_empty() {
+        let objects = Objects::begin(&kubernetes).await;
+        for (name, test) in tests {
+            let begun = Instant::now();
+            let result = AssertUnwindSafe(test(&objects)).catch_unwind().await;
+            report(name, begun, result.is_ok());
+        }
+        objects.end().await;
     }
-    objects.end().await;
+    for (name, test) in installations {
+        let begun = Instant::now();
+        let result = std::panic::catch_unwind(AssertUnwindSafe(|| test(&kubernetes)));
+        report(name, begun, result.is_ok());
+    }
     println!("\n{} passed, {} failed", count - failed.len(), failed.len());
     if failed.is_empty() {
         return ExitCode::SUCCESS;

@@ -1,0 +1,177 @@
+//! Millrace as a user installs it: the chart by Helm, into a namespace of its own, from images that were built of this repository's programs.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use millrace_e2e::{repository, run};
+use serde_json::Value;
+
+use crate::kubernetes::{Kubernetes, launcher};
+
+const BUILT_WITHIN: Duration = Duration::from_secs(300);
+/// How often an object is looked at while something is waited for.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// An installed operator. It is uninstalled when the test says so.
+pub(crate) struct Installed<'a> {
+    pub(crate) kubernetes: &'a Kubernetes,
+    pub(crate) namespace: String,
+    pub(crate) broker_image: String,
+}
+
+/// Builds the images and brings them to the nodes; a Kubernetes that is not started here must have them already, in
+/// `MILLRACE_IMAGE_REGISTRY`.
+fn provide_images(kubernetes: &Kubernetes) -> String {
+    let registry =
+        std::env::var("MILLRACE_IMAGE_REGISTRY").unwrap_or_else(|_| "localhost".to_owned());
+    if kubernetes.is_launched() {
+        let build = repository().join("charts/images/build");
+        run(&mut Command::new(build), None, BUILT_WITHIN).success();
+        let archive = |name: &str| {
+            let path = format!("target/images/millrace-{name}.tar");
+            repository().join(path).display().to_string()
+        };
+        launcher(["load", &archive("broker"), &archive("operator")]).success();
+    }
+    registry
+}
+
+impl<'a> Installed<'a> {
+    /// Installs, and returns how long Helm took until the operator was ready.
+    pub(crate) fn install(kubernetes: &'a Kubernetes) -> (Self, Duration) {
+        let registry = provide_images(kubernetes);
+        let namespace = format!("millrace-system-{}", std::process::id());
+        let chart = repository().join("charts/millrace").display().to_string();
+        let set = format!("image.registry={registry}");
+        let begun = Instant::now();
+        let arguments = [
+            "install",
+            "millrace",
+            &chart,
+            "--namespace",
+            &namespace,
+            "--create-namespace",
+            "--set",
+            &set,
+            // Other tests have applied the CRDs.
+            "--take-ownership",
+            "--wait",
+            "--timeout",
+            "50s",
+        ];
+        kubernetes.helm(arguments).success();
+        let took = begun.elapsed();
+        let broker_image = format!("{registry}/millrace-broker:{}", env!("CARGO_PKG_VERSION"));
+        let this = Self {
+            kubernetes,
+            namespace,
+            broker_image,
+        };
+        (this, took)
+    }
+
+    /// Runs `kubectl`, which must succeed, and returns what it prints.
+    #[track_caller]
+    pub(crate) fn kubectl(&self, arguments: &[&str]) -> String {
+        self.kubernetes.kubectl(arguments, "").success().text()
+    }
+
+    /// Applies documents.
+    #[track_caller]
+    pub(crate) fn apply(&self, namespace: &str, documents: &str) {
+        let arguments = ["apply", "-n", namespace, "-f", "-"];
+        self.kubernetes.kubectl(arguments, documents).success();
+    }
+
+    /// An object, if it is there.
+    pub(crate) fn get(&self, namespace: &str, object: &str) -> Option<Value> {
+        let arguments = [
+            "get",
+            "-n",
+            namespace,
+            object,
+            "-o",
+            "json",
+            "--ignore-not-found",
+        ];
+        let printed = self.kubernetes.kubectl(arguments, "").success().text();
+        serde_json::from_str(&printed).ok()
+    }
+
+    /// Waits until the object is as wanted, and returns how long that took. Panics with what it is, if it does not become so.
+    #[track_caller]
+    pub(crate) fn wait(
+        &self,
+        seconds: u64,
+        namespace: &str,
+        object: &str,
+        what: &str,
+        wanted: impl Fn(Option<&Value>) -> bool,
+    ) -> Duration {
+        let begun = Instant::now();
+        loop {
+            let found = self.get(namespace, object);
+            if wanted(found.as_ref()) {
+                return begun.elapsed();
+            }
+            assert!(
+                begun.elapsed() < Duration::from_secs(seconds),
+                "{object} is not {what} after {seconds} s: {}",
+                serde_json::to_string_pretty(&found).unwrap()
+            );
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// Uninstalls, and checks that nothing is left but what the chart says it keeps.
+    pub(crate) fn uninstall(self) -> Duration {
+        let begun = Instant::now();
+        let arguments = ["uninstall", "millrace", "-n", &self.namespace, "--wait"];
+        self.kubernetes.helm(arguments).success();
+        let took = begun.elapsed();
+        let kinds = "clusterroles,clusterrolebindings,flowschemas,prioritylevelconfigurations";
+        let named = ["get", kinds, "-o", "name"];
+        let left: Vec<String> = self
+            .kubectl(&named)
+            .lines()
+            .filter(|name| name.contains("millrace"))
+            .map(str::to_owned)
+            .collect();
+        assert!(left.is_empty(), "left after helm uninstall: {left:?}");
+        let all = "deployments,pods,serviceaccounts,roles,rolebindings,poddisruptionbudgets,services,leases";
+        let left: Vec<String> = self
+            .kubectl(&["get", all, "-n", &self.namespace, "-o", "name"])
+            .lines()
+            // The operators' own election Lease outlives the last of them; it goes with the namespace.
+            .filter(|name| !name.ends_with("/default") && !name.ends_with("/millrace-operator"))
+            .map(str::to_owned)
+            .collect();
+        let terminating = left.iter().all(|name| name.starts_with("pod/"));
+        assert!(
+            terminating,
+            "left in {} after helm uninstall: {left:?}",
+            self.namespace
+        );
+        self.kubectl(&["delete", "namespace", &self.namespace, "--wait=false"]);
+        took
+    }
+}
+
+/// A condition of an object: its status, reason and message.
+pub(crate) fn condition<'v>(
+    object: Option<&'v Value>,
+    kind: &str,
+) -> Option<(&'v str, &'v str, &'v str)> {
+    let conditions = object?["status"]["conditions"].as_array()?;
+    let found = conditions.iter().find(|c| c["type"] == kind)?;
+    let text = |field: &str| found[field].as_str().unwrap_or_default();
+    Some((text("status"), text("reason"), text("message")))
+}
+
+/// Whether it is Ready, as of its newest spec.
+pub(crate) fn is_ready(object: Option<&Value>) -> bool {
+    let current =
+        |object: &Value| object["status"]["observedGeneration"] == object["metadata"]["generation"];
+    condition(object, "Ready").is_some_and(|(status, _, _)| status == "True")
+        && object.is_some_and(current)
+}
