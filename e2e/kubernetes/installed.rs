@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use millrace_e2e::{repository, run};
+use millrace_e2e::{Finished, repository, run};
 use serde_json::Value;
 
 use crate::kubernetes::{Kubernetes, launcher};
@@ -12,11 +12,12 @@ const BUILT_WITHIN: Duration = Duration::from_secs(300);
 /// How often an object is looked at while something is waited for.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// An installed operator. It is uninstalled when the test says so.
+/// An installed operator.
 pub(crate) struct Installed<'a> {
     pub(crate) kubernetes: &'a Kubernetes,
     pub(crate) namespace: String,
     pub(crate) broker_image: String,
+    is_there: bool,
 }
 
 /// Builds the images and brings them to the nodes; a Kubernetes that is not started here must have them already, in
@@ -66,6 +67,7 @@ impl<'a> Installed<'a> {
             kubernetes,
             namespace,
             broker_image,
+            is_there: true,
         };
         (this, took)
     }
@@ -124,10 +126,9 @@ impl<'a> Installed<'a> {
     }
 
     /// Uninstalls, and checks that nothing is left but what the chart says it keeps.
-    pub(crate) fn uninstall(self) -> Duration {
+    pub(crate) fn uninstall(mut self) -> Duration {
         let begun = Instant::now();
-        let arguments = ["uninstall", "millrace", "-n", &self.namespace, "--wait"];
-        self.kubernetes.helm(arguments).success();
+        self.helm_uninstall().success();
         let took = begun.elapsed();
         let kinds = "clusterroles,clusterrolebindings,flowschemas,prioritylevelconfigurations";
         let named = ["get", kinds, "-o", "name"];
@@ -152,8 +153,25 @@ impl<'a> Installed<'a> {
             "left in {} after helm uninstall: {left:?}",
             self.namespace
         );
-        self.kubectl(&["delete", "namespace", &self.namespace, "--wait=false"]);
+        self.kubectl(&["delete", "namespace", &self.namespace]);
         took
+    }
+}
+
+impl Installed<'_> {
+    fn helm_uninstall(&mut self) -> Finished {
+        self.is_there = false;
+        let arguments = ["uninstall", "millrace", "-n", &self.namespace, "--wait"];
+        self.kubernetes.helm(arguments)
+    }
+}
+
+/// After a failure, so that the next test can install its own.
+impl Drop for Installed<'_> {
+    fn drop(&mut self) {
+        if self.is_there {
+            self.helm_uninstall();
+        }
     }
 }
 

@@ -186,15 +186,7 @@ impl Journey<'_> {
         let begun = Instant::now();
         let patch = r#"{"spec": {"partitions": 12}}"#;
         self.kubectl(&["patch", "topic/orders", "--type=merge", "-p", patch]);
-        self.installed.kubectl(&[
-            "delete",
-            "pods",
-            "-n",
-            &self.installed.namespace,
-            "--all",
-            "--force",
-            "--grace-period=0",
-        ]);
+        self.kill_operators();
         self.wait(60, "topic/orders", "Ready with 12 partitions", |topic| {
             is_ready(topic) && topic.is_some_and(|t| t["status"]["partitions"] == 12)
         });
@@ -204,6 +196,52 @@ impl Journey<'_> {
         ));
         assert_eq!(self.get("topic/orders")["status"]["partitionsOffline"], 0);
         assert_eq!(self.numbers().len(), RECORDS);
+
+        // Twelve are made in a blink. Of these many some are there and some are not when the operators are killed.
+        let wide = "apiVersion: millrace.dev/v1alpha1\nkind: Topic\nmetadata: {name: wide}\nspec: {partitions: 1000, replicationFactor: 1}\n";
+        let begun = Instant::now();
+        self.installed.apply(&self.namespace, wide);
+        let made = || {
+            let arguments = ["get", "leases", "-o", "name"];
+            self.kubectl(&arguments).lines().count()
+        };
+        while made() < 100 {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.kill_operators();
+        let then = made();
+        assert!(
+            then < 1000,
+            "all {then} Leases were made before the operators died"
+        );
+        self.wait(60, "topic/wide", "Ready", |topic| {
+            is_ready(topic) && topic.is_some_and(|t| t["status"]["partitionsOffline"] == 0)
+        });
+        self.times.push((
+            "Topic of 1,000 partitions, all operators killed meanwhile",
+            begun.elapsed(),
+        ));
+        self.kubectl(&[
+            "patch",
+            "topic/wide",
+            "--type=merge",
+            "-p",
+            r#"{"spec": {"deletionPolicy": "Delete"}}"#,
+        ]);
+        self.kubectl(&["delete", "topic/wide", "--timeout=50s"]);
+    }
+
+    fn kill_operators(&self) {
+        let operators = &self.installed.namespace;
+        self.installed.kubectl(&[
+            "delete",
+            "pods",
+            "-n",
+            operators,
+            "--all",
+            "--force",
+            "--grace-period=0",
+        ]);
     }
 
     fn delete_a_broker_pod(&mut self) {

@@ -134,7 +134,7 @@ impl Drop for Kubernetes {
     }
 }
 
-fn launcher_path() -> std::path::PathBuf {
+pub(crate) fn launcher_path() -> std::path::PathBuf {
     repository().join("e2e/cluster/run")
 }
 

@@ -13,6 +13,8 @@ mod journey;
 mod kubectl;
 mod kubernetes;
 mod objects;
+mod outage;
+mod refusals;
 mod topics;
 
 use std::panic::AssertUnwindSafe;
@@ -63,10 +65,20 @@ const TESTS: &[(&str, Test)] = tests![
 /// Tests that install Millrace, after all others: what is installed acts on what others make.
 type Installation = fn(&Kubernetes);
 
-const INSTALLATIONS: &[(&str, Installation)] = &[(
-    "journey::from_install_to_uninstall",
-    journey::from_install_to_uninstall,
-)];
+const INSTALLATIONS: &[(&str, Installation)] = &[
+    (
+        "journey::from_install_to_uninstall",
+        journey::from_install_to_uninstall,
+    ),
+    (
+        "refusals::mistakes_end_in_conditions_that_say_what_to_do",
+        refusals::mistakes_end_in_conditions_that_say_what_to_do,
+    ),
+    (
+        "outage::producers_and_consumers_go_on_without_the_api_server",
+        outage::producers_and_consumers_go_on_without_the_api_server,
+    ),
+];
 
 #[tokio::main]
 async fn main() -> ExitCode {

@@ -35,9 +35,10 @@
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch, delete]
+# An exceeded quota is reported in events of the StatefulSet, and nowhere else.
 - apiGroups: [events.k8s.io]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [list, create, patch]
 {{- end -}}
 
 {{/* What has no namespace. */}}

@@ -1,0 +1,96 @@
+//! The API server stops, and the brokers are well: producers and consumers go on without one failed request, and when it is back
+//! no partition has been elected away.
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use millrace_e2e::repository;
+use serde_json::Value;
+
+use crate::installed::{Installed, is_ready};
+use crate::kubernetes::{Kubernetes, launcher, launcher_path};
+
+/// Several times the six seconds after which a session is dead. `MILLRACE_OUTAGE_SECONDS` makes it longer.
+const DEFAULT_SECONDS: u64 = 25;
+const AROUND: u64 = 10;
+const CLUSTER: &str = "apiVersion: millrace.dev/v1alpha1\nkind: Cluster\nmetadata: {name: main}\nspec: {replicas: 3, storage: {size: 1Gi}}\n---\n\
+                       apiVersion: millrace.dev/v1alpha1\nkind: Topic\nmetadata: {name: steady}\nspec: {partitions: 6}\n";
+
+pub(crate) fn producers_and_consumers_go_on_without_the_api_server(kubernetes: &Kubernetes) {
+    if !kubernetes.is_launched() {
+        println!(
+            "left out: the API server of a Kubernetes that is not this test's own is not stopped"
+        );
+        return;
+    }
+    let seconds = std::env::var("MILLRACE_OUTAGE_SECONDS")
+        .map_or(DEFAULT_SECONDS, |seconds| seconds.parse().unwrap());
+    let (installed, _) = Installed::install(kubernetes);
+    let namespace = format!("outage-{}", std::process::id());
+    installed.kubectl(&["create", "namespace", &namespace]);
+    installed.apply(&namespace, CLUSTER);
+    installed.wait(60, &namespace, "cluster/main", "Ready", is_ready);
+    installed.wait(30, &namespace, "topic/steady", "Ready", is_ready);
+    let before = epochs(&installed, &namespace);
+    assert_eq!(before.len(), 6 + 3 + 1);
+
+    // In a node's network, where it finds the brokers without asking the API server.
+    let bootstrap = format!("main-bootstrap.{namespace}.svc:7070");
+    let duration = format!("{}s", seconds + 2 * AROUND);
+    let app = Command::new(launcher_path())
+        .args(["in", "1"])
+        .arg(repository().join("target/release/millrace"))
+        .args(["--bootstrap", &bootstrap, "bench", "latency", "steady"])
+        .args(["--rate", "2000", "--duration", &duration])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_secs(AROUND));
+    launcher(["apiserver", "stop"]).success();
+    std::thread::sleep(Duration::from_secs(seconds));
+    launcher(["apiserver", "start"]).success();
+    let finished = app.wait_with_output().unwrap();
+    let (report, log) = (
+        String::from_utf8_lossy(&finished.stdout),
+        String::from_utf8_lossy(&finished.stderr),
+    );
+    assert!(finished.status.success(), "{report}\n{log}");
+    assert!(!log.contains("WARN"), "a request failed: {log}");
+
+    // All of it comes back, and no one was held for dead for having been unable to say that it lives.
+    installed.wait(60, &namespace, "cluster/main", "Ready", is_ready);
+    std::thread::sleep(Duration::from_secs(AROUND));
+    assert_eq!(epochs(&installed, &namespace), before);
+    installed.wait(60, &namespace, "topic/steady", "Ready", is_ready);
+    for id in 0..3 {
+        let path =
+            format!("/api/v1/namespaces/{namespace}/pods/main-broker-{id}:7071/proxy/metrics");
+        let metrics = installed.kubectl(&["get", "--raw", &path]);
+        let errors: Vec<&str> = metrics
+            .lines()
+            .filter(|line| line.starts_with("millrace_errors_total") && !line.ends_with(" 0"))
+            .collect();
+        assert!(
+            errors.is_empty(),
+            "broker {id} refused requests: {errors:?}"
+        );
+    }
+    println!("API server away for {seconds} s, 2,000 records/s produced and consumed:\n{report}");
+    installed.kubectl(&["delete", "-n", &namespace, "topic/steady", "cluster/main"]);
+    installed.kubectl(&["delete", "namespace", &namespace]);
+    installed.uninstall();
+}
+
+/// The epochs of all Leases: of partitions, sessions and the controller.
+fn epochs(installed: &Installed<'_>, namespace: &str) -> Vec<(String, i64)> {
+    let arguments = ["get", "leases", "-n", namespace, "-o", "json"];
+    let leases: Value = serde_json::from_str(&installed.kubectl(&arguments)).unwrap();
+    let leases = leases["items"].as_array().unwrap().iter();
+    leases
+        .map(|lease| {
+            let name = lease["metadata"]["name"].as_str().unwrap().to_owned();
+            (name, lease["spec"]["leaseTransitions"].as_i64().unwrap())
+        })
+        .collect()
+}
