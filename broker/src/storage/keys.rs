@@ -13,8 +13,6 @@ pub(super) const STORE: &[u8] = b"S";
 pub(super) const ACTIVE_GENERATION: &[u8] = b"G";
 /// `meta`: present if the last process stopped in order and nothing was written since.
 pub(super) const CLEAN_SHUTDOWN: &[u8] = b"C";
-/// `meta`: the next producer id, i64.
-pub(super) const NEXT_PRODUCER_ID: &[u8] = b"n";
 /// `meta`, prefix: topics.
 pub(super) const TOPIC: u8 = b'T';
 /// `meta`, prefix: partitions. Since format 2.

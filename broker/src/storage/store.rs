@@ -1,7 +1,6 @@
 //! The store: what it holds, and the threads that write, sync and retain.
 
 use std::{
-    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -12,7 +11,6 @@ use std::{
 };
 
 use parking_lot::{Mutex, RwLock};
-use rocksdb::WriteBatch;
 use tokio::sync::{Semaphore, oneshot};
 use tracing::{error, info, warn};
 use uuid::Uuid;
@@ -23,7 +21,7 @@ use super::{
     db::Db,
     delete::clear_deleted,
     descriptors::StoreDescriptor,
-    keys, read,
+    read,
     recovery::{self, Recovered},
     retention,
     syncer::Syncer,
@@ -33,8 +31,6 @@ use super::{
 
 /// Room in the writer's queue is counted in this many bytes.
 const ROOM_UNIT: usize = 1 << 10;
-/// Producer ids are reserved by so many at a time.
-const PRODUCER_ID_BLOCK: i64 = 1_000;
 /// How often the volume's free space is looked at. What is written in between must fit into the reserve.
 const DISK_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -47,8 +43,6 @@ pub struct Store {
     pub(super) descriptor: Mutex<StoreDescriptor>,
     /// Held by whoever deletes partitions.
     pub(super) deletions: Mutex<()>,
-    /// Reserved and not yet given out.
-    producer_ids: Mutex<Range<i64>>,
     pub(super) writer: Sender<Command>,
     room: Arc<Semaphore>,
     room_units: u32,
@@ -93,14 +87,6 @@ impl Store {
                 Some(Syncer::start(db.clone(), disk.clone()).map_err(thread_failed)?)
             }
         };
-        let next_producer_id = match db.get_meta(keys::NEXT_PRODUCER_ID)? {
-            Some(value) => {
-                i64::from_be_bytes(value.try_into().map_err(|_| StorageError::Corrupt {
-                    what: "the next producer id".into(),
-                })?)
-            }
-            None => 1,
-        };
         let writer = Writer {
             db: db.clone(),
             disk: disk.clone(),
@@ -126,7 +112,6 @@ impl Store {
             topics: RwLock::new(held),
             descriptor: Mutex::new(store),
             deletions: Mutex::new(()),
-            producer_ids: Mutex::new(next_producer_id..next_producer_id),
             writer: sender,
             room: Arc::new(Semaphore::new(room_units as usize)),
             room_units,
@@ -161,21 +146,6 @@ impl Store {
     /// How many times the store was opened.
     pub fn incarnation(&self) -> i32 {
         self.descriptor.lock().incarnation
-    }
-
-    /// A producer id that this store has never given out. Blocks.
-    pub fn allocate_producer_id(&self) -> Result<i64, StorageError> {
-        let mut ids = self.producer_ids.lock();
-        if ids.is_empty() {
-            // Reserved durably, whatever the durability of appends: an id given out twice would make new records look like
-            // duplicates of old ones.
-            let reserved = ids.end..ids.end + PRODUCER_ID_BLOCK;
-            let mut batch = WriteBatch::default();
-            batch.put(keys::NEXT_PRODUCER_ID, reserved.end.to_be_bytes());
-            self.db.write_meta_durably(batch)?;
-            *ids = reserved;
-        }
-        ids.next().ok_or(StorageError::Closed)
     }
 
     /// Appends. Waits for room in the queue; what it returns resolves when the append is as durable as configured. Appends to
