@@ -1,5 +1,6 @@
 //! Millrace as a user installs it: the chart by Helm, into a namespace of its own, from images that were built of this repository's programs.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -40,9 +41,14 @@ fn provide_images(kubernetes: &Kubernetes) -> String {
 impl<'a> Installed<'a> {
     /// Installs, and returns how long Helm took until the operator was ready.
     pub(crate) fn install(kubernetes: &'a Kubernetes) -> (Self, Duration) {
+        Self::install_chart(kubernetes, &repository().join("charts/millrace"))
+    }
+
+    /// The same with another chart.
+    pub(crate) fn install_chart(kubernetes: &'a Kubernetes, chart: &Path) -> (Self, Duration) {
         let registry = provide_images(kubernetes);
         let namespace = format!("millrace-system-{}", std::process::id());
-        let chart = repository().join("charts/millrace").display().to_string();
+        let chart = chart.display().to_string();
         let set = format!("image.registry={registry}");
         let begun = Instant::now();
         let arguments = [

@@ -16,6 +16,7 @@ mod objects;
 mod outage;
 mod refusals;
 mod topics;
+mod upgrade;
 
 use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
@@ -66,6 +67,10 @@ const TESTS: &[(&str, Test)] = tests![
 type Installation = fn(&Kubernetes);
 
 const INSTALLATIONS: &[(&str, Installation)] = &[
+    (
+        "upgrade::the_resources_come_with_it",
+        upgrade::the_resources_come_with_it,
+    ),
     (
         "journey::from_install_to_uninstall",
         journey::from_install_to_uninstall,

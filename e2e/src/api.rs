@@ -158,8 +158,8 @@ impl Api {
         let index = usize::try_from(partition).expect("a partition");
         let found = &answer.topics[0].partitions[index];
         (
-            found.log_start_offset.unwrap(),
-            found.high_watermark.unwrap(),
+            found.log_start_offset.expect("of the leader"),
+            found.high_watermark.expect("of the leader"),
         )
     }
 }

@@ -104,7 +104,7 @@ async fn run(config: Config) -> Result<(), StartError> {
     let listener = listener.map_err(|source| StartError::Listen { address, source })?;
     tokio::spawn(observe::serve(listener, metrics.clone()));
     let election = Election::new(client.clone(), &home, &config.pod);
-    let mut elected = tokio::select! {
+    let elected = tokio::select! {
         elected = election.win() => elected,
         () = stop.cancelled() => return Ok(()),
     };

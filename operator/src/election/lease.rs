@@ -18,8 +18,8 @@ use crate::error::conflict;
 const NAME: &str = "millrace-operator";
 /// How often the Lease is looked at and renewed.
 const INTERVAL: Duration = Duration::from_secs(2);
-/// Who could not renew for so long stops to act: well before another begins.
-const DEADLINE: Duration = Duration::from_secs(10);
+/// A call that takes longer is given up.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why an operator stops to act.
 #[derive(Debug, thiserror::Error)]
@@ -29,9 +29,6 @@ pub(crate) enum ElectionError {
         "another operator holds Lease {NAME}: {0}; this one ends, and stands by once it is started again"
     )]
     Lost(String),
-    /// The API server can't be reached.
-    #[error("Lease {NAME} could not be renewed for {} s; another operator may be elected, so this one ends", DEADLINE.as_secs())]
-    Late,
 }
 
 /// An operator that stands for election.
@@ -44,7 +41,6 @@ pub(crate) struct Election {
 /// An operator that is elected.
 pub(crate) struct Elected {
     election: Election,
-    renewed: Instant,
 }
 
 impl Election {
@@ -62,18 +58,14 @@ impl Election {
         let mut observer = Observer::new(self.identity.clone());
         let mut waiting = false;
         loop {
-            let begun = Instant::now();
-            match timeout(DEADLINE, self.attempt(&mut observer)).await {
+            match timeout(CALL_TIMEOUT, self.attempt(&mut observer)).await {
                 Ok(Ok(true)) => {
                     info!(
                         identity = self.identity,
                         namespace = self.namespace,
                         "elected"
                     );
-                    return Elected {
-                        election: self,
-                        renewed: begun,
-                    };
+                    return Elected { election: self };
                 }
                 Ok(Ok(false)) if !waiting => {
                     waiting = true;
@@ -140,22 +132,18 @@ impl Election {
 }
 
 impl Elected {
-    /// Renews the Lease for as long as it can.
-    pub(crate) async fn hold(&mut self) -> ElectionError {
+    /// Renews the Lease until another is seen to hold it. While the API server is away no one can act, hence it is no reason to end: the
+    /// operator would be started again with ever longer pauses, and be missing when the API server is back.
+    pub(crate) async fn hold(&self) -> ElectionError {
         loop {
             sleep(INTERVAL).await;
-            let begun = Instant::now();
-            let left = DEADLINE.saturating_sub(self.renewed.elapsed());
-            match timeout(left, self.renew()).await {
-                Ok(Ok(None)) => self.renewed = begun,
+            match timeout(CALL_TIMEOUT, self.renew()).await {
+                Ok(Ok(None)) => {}
                 Ok(Ok(Some(other))) => return ElectionError::Lost(other),
                 Ok(Err(error)) => {
                     warn!(%error, "Lease {NAME} could not be renewed; it is tried again")
                 }
-                Err(_) => {}
-            }
-            if self.renewed.elapsed() >= DEADLINE {
-                return ElectionError::Late;
+                Err(_) => warn!("the API server does not answer; it is tried again"),
             }
         }
     }

@@ -1,7 +1,7 @@
 //! One of several operators acts, elected by a Lease.
 //!
 //! No clocks are compared: a holder is given up when its Lease was not seen to change for as long as the Lease says, by the observer's own monotonic clock. Every
-//! write is a create or a replace with `resourceVersion`. An operator that could not renew ends: what it had begun is safe, as all its writes are compare-and-swap, or
+//! write is a create or a replace with `resourceVersion`. An operator that sees another in its place ends. Until it sees it both act, which is safe: all writes are compare-and-swap, or
 //! server-side apply of what another would apply too.
 
 mod lease;
