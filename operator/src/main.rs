@@ -2,7 +2,8 @@
 //!
 //! [`watch`] follows what there is into [`view`]: caches of objects, and an [`index`] of Leases and records. Each change puts the object concerned
 //! into a [`queue`]; [`control`] takes it from there to [`cluster`] or [`topic`], which look, decide, act and report. What is decided is pure:
-//! [`placement`], the objects of a Cluster, what is wrong with it, each status. One of several operators acts, by [`election`].
+//! [`placement`], the objects of a Cluster, what is wrong with it, each status. What can't be watched brokers are asked for: [`figures`]. One of several
+//! operators acts, by [`election`].
 
 mod cache;
 mod cluster;
@@ -11,6 +12,7 @@ mod context;
 mod control;
 mod election;
 mod error;
+mod figures;
 mod index;
 mod observe;
 mod placement;
@@ -171,6 +173,7 @@ async fn act(context: Arc<Context>, stop: CancellationToken) {
     };
     tokio::select! {
         _ = ended => {}
+        () = figures::follow(context.view.clone()) => {}
         () = late => {}
     }
 }

@@ -21,8 +21,10 @@ use millrace_crds::coordination::{CLUSTER_LABEL, ROLE_LABEL, Role};
 use millrace_crds::{Cluster, Topic};
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
+use uuid::Uuid;
 
 use crate::cache::Cache;
+use crate::figures::Figures;
 use crate::index::{ClusterId, Partitions, Records, Sessions};
 use crate::queue::Queue;
 use crate::watch::{self, Sink};
@@ -48,6 +50,7 @@ pub(crate) struct View {
     pub(crate) partitions: Mutex<Partitions>,
     pub(crate) records: Mutex<Records>,
     pub(crate) sessions: Mutex<Sessions>,
+    pub(crate) figures: Mutex<Figures>,
     pub(crate) cluster_queue: Arc<Queue<Cluster>>,
     pub(crate) topic_queue: Arc<Queue<Topic>>,
 }
@@ -73,6 +76,7 @@ impl View {
             partitions: Mutex::default(),
             records: Mutex::default(),
             sessions: Mutex::default(),
+            figures: Mutex::default(),
             cluster_queue: Queue::new(),
             topic_queue: Queue::new(),
         })
@@ -161,8 +165,15 @@ impl View {
     }
 
     /// The Topic that a topic is of.
-    fn topic_of(&self, topic_id: uuid::Uuid) -> Option<(String, String)> {
+    fn topic_of(&self, topic_id: Uuid) -> Option<(String, String)> {
         self.records.lock().topic(topic_id).cloned()
+    }
+
+    /// Something has changed that the status of the topic's Topic shows.
+    pub(crate) fn status_of(&self, topic_id: Uuid) {
+        if let Some((namespace, name)) = self.topic_of(topic_id) {
+            self.topic_queue.gathered(&namespace, &name);
+        }
     }
 }
 
@@ -300,9 +311,7 @@ impl Sink<Lease> for Leases {
         if role == Some(Role::Partition.as_str()) {
             let changed = view.partitions.lock().apply(&lease);
             let Some(id) = changed else { return };
-            if let Some((namespace, name)) = view.topic_of(id.topic_id) {
-                view.topic_queue.gathered(&namespace, &name);
-            }
+            view.status_of(id.topic_id);
             let cluster = id.cluster;
             view.cluster_queue
                 .gathered(&cluster.namespace, &cluster.name);

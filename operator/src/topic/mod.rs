@@ -255,11 +255,13 @@ async fn report(
         Some(record) => context.view.partitions.lock().topic(id, record.topic_id),
         None => index::Topic::default(),
     };
+    let figures = record.and_then(|record| context.view.figures.lock().of(record.topic_id));
     let controller = context.view.sessions.lock().controller(id).is_some();
     let refused = problem.clone().filter(|problem| problem.stalled);
     let found = Found {
         record,
         leases: &leases,
+        figures: figures.as_deref(),
         made,
         controller,
         problem,

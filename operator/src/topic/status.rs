@@ -1,11 +1,14 @@
 //! What is said of a Topic: pure.
 
+use std::collections::HashMap;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 use millrace_crds::conditions::{ConditionStatus, ConditionType, Observed, Reason, set_condition};
 use millrace_crds::coordination::TopicRecord;
 use millrace_crds::{PartitionState, Topic, TopicStatus};
 
+use crate::figures::TopicFigures;
 use crate::index;
 use crate::problem::Problem;
 
@@ -14,6 +17,8 @@ pub(super) struct Found<'a> {
     /// The topic's record, if the Topic has one.
     pub(super) record: Option<&'a TopicRecord>,
     pub(super) leases: &'a index::Topic,
+    /// What brokers say; none if they have not been asked yet.
+    pub(super) figures: Option<&'a TopicFigures>,
     /// So many partitions are known to have had a Lease.
     pub(super) made: i32,
     /// A broker of the Cluster is controller.
@@ -26,8 +31,6 @@ pub(super) fn status(topic: &Topic, found: &Found<'_>, now: &Time) -> TopicStatu
     let mut status = TopicStatus {
         conditions: before.conditions,
         observed_generation: topic.metadata.generation,
-        // As of the operator's last look at the brokers.
-        size_bytes: before.size_bytes,
         ..TopicStatus::default()
     };
     if let Some(record) = found.record {
@@ -37,7 +40,17 @@ pub(super) fn status(topic: &Topic, found: &Found<'_>, now: &Time) -> TopicStatu
         status.replication_factor = i32::try_from(config.replication_factor).ok();
         let min = config.min_insync_replicas.unwrap_or(1);
         status.min_in_sync_replicas = i32::try_from(min).ok();
-        let states = found.leases.there.values().map(state).collect();
+        let mut states: Vec<_> = found.leases.there.values().map(state).collect();
+        match found.figures {
+            Some(figures) => {
+                status.size_bytes = size(&states, figures);
+                show(&mut states, figures);
+            }
+            None => {
+                status.size_bytes = before.size_bytes;
+                keep(&mut states, &before.partition_states);
+            }
+        }
         status.set_partitions(states, status.min_in_sync_replicas.unwrap_or(1));
         status.partitions = Some(found.made);
     }
@@ -63,6 +76,36 @@ fn state(held: &index::Held) -> PartitionState {
         log_start_offset: None,
         high_watermark: None,
     }
+}
+
+fn show(states: &mut [PartitionState], figures: &TopicFigures) {
+    for state in states {
+        let figure = figures.get(&state.partition);
+        state.log_start_offset = figure.map(|figure| figure.log_start_offset);
+        state.high_watermark = figure.map(|figure| figure.high_watermark);
+    }
+}
+
+/// Leaves what an operator before this one was told.
+fn keep(states: &mut [PartitionState], before: &[PartitionState]) {
+    let before: HashMap<i32, &PartitionState> = before
+        .iter()
+        .map(|before| (before.partition, before))
+        .collect();
+    for state in states {
+        let before = before.get(&state.partition);
+        state.log_start_offset = before.and_then(|before| before.log_start_offset);
+        state.high_watermark = before.and_then(|before| before.high_watermark);
+    }
+}
+
+/// The bytes of all partitions: none if those of one are not known, since a part would be taken for the whole.
+fn size(states: &[PartitionState], figures: &TopicFigures) -> Option<i64> {
+    let mut size = 0_u64;
+    for state in states {
+        size = size.saturating_add(figures.get(&state.partition)?.size_bytes);
+    }
+    Some(i64::try_from(size).unwrap_or(i64::MAX))
 }
 
 fn conditions(topic: &Topic, status: &TopicStatus, found: &Found<'_>) -> [Observed; 4] {
@@ -186,4 +229,104 @@ pub(super) fn full_name(topic: &Topic) -> String {
         topic.namespace().unwrap_or_default(),
         topic.name_any()
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::jiff::Timestamp;
+    use millrace_crds::coordination::{Held, PartitionAssignment, PartitionLease, TopicState};
+    use serde_json::json;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::figures::Figure;
+
+    const TOPIC: Uuid = Uuid::from_u128(7);
+
+    fn topic(status: Option<TopicStatus>) -> Topic {
+        let whole = json!({
+            "apiVersion": "millrace.dev/v1alpha1", "kind": "Topic",
+            "metadata": {"name": "orders", "namespace": "shop", "uid": "uid"},
+            "spec": {"partitions": 2},
+        });
+        let mut topic: Topic = serde_json::from_value(whole).unwrap();
+        topic.status = status;
+        topic
+    }
+
+    /// The status of a topic with two partitions.
+    fn shown(before: Option<TopicStatus>, figures: Option<&TopicFigures>) -> TopicStatus {
+        let topic = topic(before);
+        let record = TopicRecord {
+            topic_id: TOPIC,
+            namespace: "shop".into(),
+            topic: "orders".into(),
+            topic_uid: "uid".into(),
+            state: TopicState::Active,
+            config: (&topic).try_into().unwrap(),
+        };
+        let mut leases = index::Topic::default();
+        for partition in 0..2 {
+            let lease = PartitionLease {
+                assignment: PartitionAssignment::new(TOPIC, partition, vec![0]),
+                held: Held::default(),
+            };
+            let held = index::Held {
+                lease,
+                resource_version: "1".into(),
+            };
+            leases.there.insert(partition, held);
+        }
+        let found = Found {
+            record: Some(&record),
+            leases: &leases,
+            figures,
+            made: 2,
+            controller: true,
+            problem: None,
+        };
+        status(&topic, &found, &Time(Timestamp::UNIX_EPOCH))
+    }
+
+    fn figures(high_watermarks: &[(i32, i64)]) -> TopicFigures {
+        let figure = |(partition, high_watermark): &(i32, i64)| {
+            let figure = Figure {
+                leader_epoch: 1,
+                log_start_offset: 1,
+                high_watermark: *high_watermark,
+                size_bytes: 100,
+            };
+            (*partition, figure)
+        };
+        high_watermarks.iter().map(figure).collect()
+    }
+
+    fn high_watermarks(status: &TopicStatus) -> Vec<Option<i64>> {
+        let states = status.partition_states.iter();
+        states.map(|state| state.high_watermark).collect()
+    }
+
+    #[test]
+    fn a_status_shows_what_is_known_and_a_size_only_if_all_is() {
+        for (known, expected, size) in [
+            (&[(0, 5), (1, 6)][..], [Some(5), Some(6)], Some(200)),
+            (&[(1, 6)], [None, Some(6)], None),
+            (&[], [None, None], None),
+            // A partition that has no Lease yet is none of the topic's.
+            (&[(0, 5), (1, 6), (2, 7)], [Some(5), Some(6)], Some(200)),
+        ] {
+            let status = shown(None, Some(&figures(known)));
+            assert_eq!(high_watermarks(&status), expected, "{known:?}");
+            assert_eq!(status.size_bytes, size, "{known:?}");
+        }
+    }
+
+    #[test]
+    fn a_new_operator_leaves_a_status_as_it_is_until_it_has_asked() {
+        let before = shown(None, Some(&figures(&[(0, 5), (1, 6)])));
+        assert_eq!(shown(Some(before.clone()), None), before);
+        let asked = shown(Some(before), Some(&TopicFigures::new()));
+        assert_eq!(high_watermarks(&asked), [None, None]);
+        assert_eq!(asked.size_bytes, None);
+    }
 }

@@ -42,7 +42,7 @@ fn port(name: &str, number: i32) -> Value {
     json!({"name": name, "port": number, "targetPort": name, "protocol": "TCP"})
 }
 
-/// Clients and scrapers come from anywhere, to these two ports only.
+/// Clients, the operator and scrapers come from anywhere, to these two ports only.
 pub(super) fn network_policy(cluster: &Cluster) -> Value {
     let cluster_name = name(cluster);
     let open = |port: i32| json!({"ports": [{"protocol": "TCP", "port": port}]});
