@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::quantity::{ByteQuantity, MAX_TIME_LENGTH, TIME_PATTERN, size_between, size_in_cel};
 
-/// The brokers' own settings. All but `log` need a rolling restart, which the operator does.
+/// The brokers' own settings. A change of any of them restarts the brokers, one at a time, which the operator does.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -85,7 +85,7 @@ pub struct BrokerConfig {
     #[schemars(length(max = MAX_TIME_LENGTH), regex(pattern = TIME_PATTERN))]
     pub drain: Option<String>,
 
-    /// What is logged.
+    /// What is logged. Like all settings it is read when a broker starts, so that a change restarts the brokers, one at a time.
     #[serde(default)]
     pub log: Log,
 }
