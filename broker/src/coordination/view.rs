@@ -339,6 +339,7 @@ mod tests {
             topic: "orders".into(),
             topic_uid: "u".into(),
             state,
+            partitions_made: 1,
             config: TopicConfig::try_from(&topic).unwrap(),
         };
         record.write(&mut object, "main");

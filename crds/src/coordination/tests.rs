@@ -124,6 +124,7 @@ fn a_topic_is_written_as_it_always_was() {
         topic: "orders".into(),
         topic_uid: "uid".into(),
         state: TopicState::Active,
+        partitions_made: 2,
         config: TopicConfig::try_from(&topic).unwrap(),
     };
     let mut object = ConfigMap::default();
@@ -131,7 +132,7 @@ fn a_topic_is_written_as_it_always_was() {
     assert_eq!(
         object.data.as_ref().unwrap()["topic.json"],
         concat!(
-            r#"{"version":1,"topicId":"00000000-0000-0000-0000-000000000011","namespace":"shop","topic":"orders","topicUid":"uid","state":"Active","#,
+            r#"{"version":1,"topicId":"00000000-0000-0000-0000-000000000011","namespace":"shop","topic":"orders","topicUid":"uid","state":"Active","partitionsMade":2,"#,
             r#""config":{"name":"orders","partitions":3,"replicationFactor":1,"minInsyncReplicas":null,"cleanupPolicy":"Delete","retentionTimeMs":3600000,"#,
             r#""retentionBytes":null,"compression":"Producer","maxMessageBytes":1048576,"timestampType":"CreateTime","timestampAfterMaxMs":3600000,"#,
             r#""uncleanLeaderElection":false}}"#
@@ -142,6 +143,13 @@ fn a_topic_is_written_as_it_always_was() {
         Some("main-topic-1c168adb00d208e42f93314529f1fa9c")
     );
     assert_eq!(TopicRecord::read(&object).unwrap(), record);
+
+    // Records had no count of Leases at first. None is then taken for lost.
+    let data = object.data.as_mut().unwrap();
+    let text = data.get_mut("topic.json").unwrap();
+    *text = text.replace(r#""partitionsMade":2,"#, "");
+    let first = TopicRecord::read(&object).unwrap();
+    assert_eq!(first.partitions_made, 0);
 }
 
 #[test]

@@ -27,6 +27,10 @@ pub struct TopicRecord {
     pub topic_uid: String,
     /// What becomes of it.
     pub state: TopicState,
+    /// Each partition below this has had a Lease: one that is missing was lost, with its leader epoch. Raised when all of `config.partitions` have been
+    /// made, so that an operator that ends before leaves none that its successor would take for lost.
+    #[serde(default)]
+    pub partitions_made: u32,
     /// Name, partitions and configuration. `partitions` may be ahead of the Leases there are.
     pub config: TopicConfig,
 }

@@ -93,6 +93,7 @@ pub(super) fn decide(topic: &Topic, known: &Known<'_>) -> Result<Decision, Probl
                 topic: topic.name_any(),
                 topic_uid: uid,
                 state: TopicState::Active,
+                partitions_made: 0,
                 config,
             }))
         }
@@ -117,6 +118,7 @@ pub(super) fn decide(topic: &Topic, known: &Known<'_>) -> Result<Decision, Probl
                 topic: topic.name_any(),
                 topic_uid: uid,
                 state: TopicState::Active,
+                partitions_made: record.partitions_made,
                 config,
             };
             Ok(match after == *record {
@@ -230,17 +232,16 @@ pub(super) struct Missing {
     pub(super) lost: Vec<i32>,
 }
 
-/// Compares a record with the Leases. `made`: so many partitions are known to have had one.
-pub(super) fn missing(record: &TopicRecord, leases: &index::Topic, made: i32) -> Missing {
+/// Compares a record with the Leases.
+pub(super) fn missing(record: &TopicRecord, leases: &index::Topic) -> Missing {
     let mut missing = Missing::default();
-    let partitions = i32::try_from(record.config.partitions).unwrap_or(i32::MAX);
-    for partition in 0..partitions {
+    for (partition, number) in (0..).zip(0..record.config.partitions) {
         if leases.there.contains_key(&partition) || leases.unreadable.contains_key(&partition) {
             continue;
         }
         match leases.gone.get(&partition) {
             Some(gone) => missing.again.push(again(gone)),
-            None if partition < made => missing.lost.push(partition),
+            None if number < record.partitions_made => missing.lost.push(partition),
             None => missing.new.push(partition),
         }
     }
@@ -433,8 +434,55 @@ mod tests {
     }
 
     #[test]
+    fn what_a_dead_operator_began_is_completed_and_never_taken_for_lost() {
+        let cluster = cluster(3);
+        // So many partitions had been made for certain, and so many Leases are there.
+        for (state, owner, partitions, made, there, lost, new) in [
+            // The first creation was cut short.
+            (TopicState::Active, "uid", 3, 0, 1, 0..0, 1..3),
+            // Growth was.
+            (TopicState::Active, "uid", 12, 3, 5, 0..0, 5..12),
+            // The record was not marked any more.
+            (TopicState::Active, "uid", 12, 3, 12, 0..0, 12..12),
+            // Creation or growth was, then the Topic was deleted and its records retained, and this one takes them over.
+            (TopicState::Retained, "before", 3, 0, 1, 0..0, 1..3),
+            (TopicState::Retained, "before", 12, 3, 5, 0..0, 5..12),
+            // Leases that were there for certain were deleted while no operator ran.
+            (TopicState::Active, "uid", 12, 12, 10, 10..12, 0..0),
+            (TopicState::Active, "uid", 12, 3, 1, 1..3, 3..12),
+            (TopicState::Retained, "before", 3, 3, 1, 1..3, 0..0),
+        ] {
+            let spec = json!({"partitions": partitions});
+            let mut held = record(spec.clone());
+            held.state = state;
+            held.topic_uid = owner.into();
+            held.partitions_made = made;
+            let mut leases = index::Topic::default();
+            for partition in 0..there {
+                let lease = PartitionLease {
+                    assignment: PartitionAssignment::new(held.topic_id, partition, vec![0]),
+                    held: Held::default(),
+                };
+                let resource_version = "1".into();
+                let held = index::Held {
+                    lease,
+                    resource_version,
+                };
+                leases.there.insert(partition, held);
+            }
+            let held = Ok(held);
+            let decision = decide(&topic(spec), &known(Some(&cluster), Some(&held))).unwrap();
+            let missing = missing(decision.record(), &leases);
+            let case = format!("{state:?} {made} of {partitions}, {there} there");
+            assert_eq!(missing.lost, lost.collect::<Vec<_>>(), "{case}");
+            assert_eq!(missing.new, new.collect::<Vec<_>>(), "{case}");
+        }
+    }
+
+    #[test]
     fn a_lease_that_was_deleted_comes_back_in_a_later_epoch_with_its_isr_and_without_a_leader() {
-        let record = record(json!({"partitions": 4}));
+        let mut record = record(json!({"partitions": 4}));
+        record.partitions_made = 1;
         let isr = vec![Replica {
             id: 1,
             store: Uuid::from_u128(9),
@@ -454,7 +502,7 @@ mod tests {
         let mut leases = index::Topic::default();
         leases.gone.insert(1, PartitionLease { assignment, held });
         leases.unreadable.insert(2, "spoilt".into());
-        let missing = missing(&record, &leases, 1);
+        let missing = missing(&record, &leases);
         assert_eq!(missing.lost, [0]);
         assert_eq!(missing.new, [3]);
         let [again] = missing.again.as_slice() else {

@@ -50,8 +50,7 @@ pub(crate) async fn reconcile(topic: Arc<Topic>, context: Arc<Context>) -> Resul
             let mine = record
                 .and_then(Result::ok)
                 .filter(|record| is_of(record, &topic));
-            let made = made(&topic, mine.as_ref(), None);
-            return report(&context, &topic, &id, mine.as_ref(), made, Some(problem)).await;
+            return report(&context, &topic, &id, mine.as_ref(), Some(problem)).await;
         }
     };
     let record = decision.record().clone();
@@ -61,35 +60,28 @@ pub(crate) async fn reconcile(topic: Arc<Topic>, context: Arc<Context>) -> Resul
             Problem::passing(Reason::Paused, message)
         });
         let mine = (!matches!(decision, Decision::Create(_))).then_some(&record);
-        let made = made(&topic, mine, None);
-        return report(&context, &topic, &id, mine, made, problem).await;
+        return report(&context, &topic, &id, mine, problem).await;
     }
     let wanted = removal::wanted(&topic);
     context
         .set_finalizer(&*topic, removal::FINALIZER, wanted)
         .await?;
-    let taken_over = match &decision {
-        Decision::Replace { before, .. } if !is_of(before, &topic) => Some(before),
-        _ => None,
-    };
-    let made = made(&topic, Some(&record), taken_over);
     if write(&context, &topic, &id, &decision).await? == Written::Otherwise {
         return Ok(Action::requeue(AGAIN));
     }
-    complete(&context, &topic, &cluster, &id, &record, made).await
+    complete(&context, &topic, &cluster, &id, record).await
 }
 
-/// Makes the Leases that are missing, and reports.
+/// Makes the Leases that are missing, notes in the record that all are made, and reports.
 async fn complete(
     context: &Context,
     topic: &Topic,
     cluster: &Cluster,
     id: &ClusterId,
-    record: &TopicRecord,
-    made: i32,
+    mut record: TopicRecord,
 ) -> Result<Action, Error> {
     let leases = context.view.partitions.lock().topic(id, record.topic_id);
-    let missing = missing(record, &leases, made);
+    let missing = missing(&record, &leases);
     let lost = missing.lost.first().copied();
     let again: Vec<i32> = missing
         .again
@@ -97,7 +89,8 @@ async fn complete(
         .map(|l| l.assignment.partition)
         .collect();
     let made_now = missing.new.len();
-    let outcome = partitions::make(context, cluster, id, record, missing).await?;
+    let outcome = partitions::make(context, cluster, id, &record, missing).await?;
+    let all_made = outcome.is_ok();
     if !again.is_empty() {
         let note = format!(
             "Leases of partitions {again:?} were deleted, and are made again in a later leader epoch"
@@ -115,10 +108,9 @@ async fn complete(
             ),
         )
     }));
-    let partitions = i32::try_from(record.config.partitions).unwrap_or(i32::MAX);
-    let made = if problem.is_none() { partitions } else { made };
+    let partitions = record.config.partitions;
     if made_now > 0 && problem.is_none() {
-        let (reason, note) = match made_now as u32 == record.config.partitions {
+        let (reason, note) = match made_now == partitions as usize {
             true => (
                 "Created",
                 format!(
@@ -133,7 +125,14 @@ async fn complete(
         };
         context.event(topic, EventType::Normal, reason, note).await;
     }
-    report(context, topic, id, Some(record), made, problem).await
+    if all_made && record.partitions_made < partitions {
+        let before = record.clone();
+        record.partitions_made = partitions;
+        if record::replace(context, id, &before, &record).await? == Written::Otherwise {
+            return Ok(Action::requeue(AGAIN));
+        }
+    }
+    report(context, topic, id, Some(&record), problem).await
 }
 
 async fn write(
@@ -206,18 +205,6 @@ fn is_of(record: &TopicRecord, topic: &Topic) -> bool {
     topic.metadata.uid.as_ref() == Some(&record.topic_uid)
 }
 
-/// So many partitions have had a Lease, as the status says, or as the record that is taken over did.
-fn made(topic: &Topic, record: Option<&TopicRecord>, taken_over: Option<&TopicRecord>) -> i32 {
-    let taken_over = taken_over.and_then(|before| i32::try_from(before.config.partitions).ok());
-    let status = topic.status.as_ref();
-    let told = status.filter(|status| {
-        let id = record.map(|record| record.topic_id.to_string());
-        status.topic_id.is_some() && status.topic_id == id
-    });
-    let told = told.and_then(|status| status.partitions);
-    taken_over.or(told).unwrap_or(0)
-}
-
 async fn delete(context: &Context, topic: &Topic, id: &ClusterId) -> Result<Action, Error> {
     if !topic
         .finalizers()
@@ -237,8 +224,7 @@ async fn delete(context: &Context, topic: &Topic, id: &ClusterId) -> Result<Acti
             let record = record_of(context, topic, id).and_then(Result::ok);
             let message = removal::told(topic, &progress);
             let problem = Problem::passing(Reason::Deleting, message);
-            let made = made(topic, record.as_ref(), None);
-            report(context, topic, id, record.as_ref(), made, Some(problem)).await
+            report(context, topic, id, record.as_ref(), Some(problem)).await
         }
     }
 }
@@ -248,7 +234,6 @@ async fn report(
     topic: &Topic,
     id: &ClusterId,
     record: Option<&TopicRecord>,
-    made: i32,
     problem: Option<Problem>,
 ) -> Result<Action, Error> {
     let leases = match record {
@@ -262,7 +247,6 @@ async fn report(
         record,
         leases: &leases,
         figures: figures.as_deref(),
-        made,
         controller,
         problem,
     };

@@ -19,8 +19,6 @@ pub(super) struct Found<'a> {
     pub(super) leases: &'a index::Topic,
     /// What brokers say; none if they have not been asked yet.
     pub(super) figures: Option<&'a TopicFigures>,
-    /// So many partitions are known to have had a Lease.
-    pub(super) made: i32,
     /// A broker of the Cluster is controller.
     pub(super) controller: bool,
     pub(super) problem: Option<Problem>,
@@ -52,7 +50,7 @@ pub(super) fn status(topic: &Topic, found: &Found<'_>, now: &Time) -> TopicStatu
             }
         }
         status.set_partitions(states, status.min_in_sync_replicas.unwrap_or(1));
-        status.partitions = Some(found.made);
+        status.partitions = i32::try_from(record.partitions_made).ok();
     }
     for observed in conditions(topic, &status, found) {
         set_condition(
@@ -263,6 +261,7 @@ mod tests {
             topic: "orders".into(),
             topic_uid: "uid".into(),
             state: TopicState::Active,
+            partitions_made: 2,
             config: (&topic).try_into().unwrap(),
         };
         let mut leases = index::Topic::default();
@@ -281,7 +280,6 @@ mod tests {
             record: Some(&record),
             leases: &leases,
             figures,
-            made: 2,
             controller: true,
             problem: None,
         };
