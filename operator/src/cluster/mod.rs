@@ -362,10 +362,14 @@ async fn report(
     let status = status::status(cluster, &found, &now());
     if cluster.status.as_ref() != Some(&status) {
         context.write_status(cluster, json!(status)).await?;
-        if let Some(problem) = newly_stalled(cluster, &found) {
+        let told = cluster
+            .status
+            .as_ref()
+            .map_or(&[][..], |status| &status.conditions);
+        if let Some(problem) = found.problem.filter(|problem| problem.is_news(told)) {
             let reason = problem.reason.as_str();
             context
-                .event(cluster, EventType::Warning, reason, problem.message.clone())
+                .event(cluster, EventType::Warning, reason, problem.message)
                 .await;
         }
         info!(
@@ -380,13 +384,4 @@ async fn report(
     } else {
         BACKSTOP
     }))
-}
-
-/// A problem that the status did not have before.
-fn newly_stalled<'a>(cluster: &Cluster, found: &'a Found<'_>) -> Option<&'a Problem> {
-    let problem = found.problem.as_ref().filter(|problem| problem.stalled)?;
-    let conditions = cluster.status.iter().flat_map(|status| &status.conditions);
-    let mut same = conditions.filter(|held| held.type_ == "Stalled");
-    let known = same.any(|held| held.reason == problem.reason.as_str());
-    (!known).then_some(problem)
 }

@@ -92,7 +92,8 @@ impl Partitions {
     /// Takes note that a Lease is gone.
     pub(crate) fn delete(&mut self, namespace: &str, name: &str) -> Option<LeaseId> {
         let id = LeaseId::parse(namespace, name)?;
-        let topic = self.topic_mut(&id);
+        // A topic that was forgotten is not remembered for the end of its last Leases.
+        let topic = self.clusters.get_mut(&id.cluster)?.get_mut(&id.topic_id)?;
         topic.unreadable.remove(&id.partition);
         let held = topic.there.remove(&id.partition)?;
         topic.gone.insert(id.partition, held.lease);
@@ -208,6 +209,17 @@ mod tests {
         assert_eq!(topic.gone[&3].epochs(), (2, 5));
         partitions.apply(&lease(3, 6));
         assert!(partitions.topic(&cluster(), TOPIC).gone.is_empty());
+    }
+
+    #[test]
+    fn of_a_topic_that_was_deleted_nothing_is_kept() {
+        let mut partitions = Partitions::default();
+        let held = lease(2, 5);
+        let name = held.metadata.name.clone().unwrap();
+        partitions.apply(&held);
+        partitions.forget(&cluster(), TOPIC);
+        assert_eq!(partitions.delete("shop", &name), None);
+        assert!(partitions.clusters.is_empty());
     }
 
     #[test]

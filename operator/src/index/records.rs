@@ -12,7 +12,7 @@ use super::ClusterId;
 #[derive(Default)]
 pub(crate) struct Records {
     clusters: HashMap<ClusterId, BTreeMap<String, Result<TopicRecord, String>>>,
-    /// Which Topic a topic is of: (Cluster, namespace, name).
+    /// Which Topic a topic is of: namespace and name.
     topics: HashMap<Uuid, (String, String)>,
 }
 

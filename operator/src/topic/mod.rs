@@ -242,7 +242,6 @@ async fn report(
     };
     let figures = record.and_then(|record| context.view.figures.lock().of(record.topic_id));
     let controller = context.view.sessions.lock().controller(id).is_some();
-    let refused = problem.clone().filter(|problem| problem.stalled);
     let found = Found {
         record,
         leases: &leases,
@@ -253,11 +252,11 @@ async fn report(
     let status = status::status(topic, &found, &now());
     if topic.status.as_ref() != Some(&status) {
         context.write_status(topic, json!(status)).await?;
-        let conditions = topic.status.iter().flat_map(|status| &status.conditions);
-        let mut stalled = conditions.filter(|held| held.type_ == "Stalled");
-        if let Some(problem) = refused
-            && !stalled.any(|held| held.reason == problem.reason.as_str())
-        {
+        let told = topic
+            .status
+            .as_ref()
+            .map_or(&[][..], |status| &status.conditions);
+        if let Some(problem) = found.problem.filter(|problem| problem.is_news(told)) {
             let reason = problem.reason.as_str();
             context
                 .event(topic, EventType::Warning, reason, problem.message)

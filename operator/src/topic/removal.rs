@@ -10,6 +10,7 @@ use kube::runtime::events::EventType;
 use millrace_crds::coordination::{TOPIC_LABEL, TopicRecord, TopicState};
 use millrace_crds::{DeletionPolicy, Topic};
 
+use super::{is_of, record_of};
 use crate::context::{Context, each};
 use crate::error::{Doing, Error, conflict, not_found};
 use crate::index::{ClusterId, Held};
@@ -40,16 +41,8 @@ pub(super) async fn remove(
     topic: &Topic,
     id: &ClusterId,
 ) -> Result<Progress, Error> {
-    let name = topic.client_name(&id.namespace);
-    let record = context
-        .view
-        .records
-        .lock()
-        .get(id, &TopicRecord::object_name(&id.name, &name));
-    let mine = match record {
-        Some(Ok(record)) if Some(&record.topic_uid) == topic.metadata.uid.as_ref() => Some(record),
-        _ => None,
-    };
+    let record = record_of(context, topic, id).and_then(Result::ok);
+    let mine = record.filter(|record| is_of(record, topic));
     // Without a Cluster there is no one who could delete, and a namespace must not wait for it.
     let cluster = context.view.clusters.get(&id.namespace, &id.name);
     let serves = cluster.is_some_and(|cluster| cluster.metadata.deletion_timestamp.is_none());
@@ -58,7 +51,7 @@ pub(super) async fn remove(
         if progress != Progress::Done {
             return Ok(progress);
         }
-        let note = format!("deleted the records of topic {name}");
+        let note = format!("deleted the records of topic {}", record.config.name);
         context
             .event(topic, EventType::Normal, "Deleted", note)
             .await;
