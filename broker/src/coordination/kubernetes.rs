@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::Resource;
+use kube::{Client, Resource};
 use millrace_crds::{
     Cluster,
     coordination::{BrokerSession, TopicRecord, TopicState},
@@ -101,8 +101,22 @@ impl Membership {
         metrics: Arc<Metrics>,
         stop: CancellationToken,
     ) -> Result<Member, JoinError> {
+        let client = connect(metrics.clone()).await?;
+        self.join_through(client, store, directory, metrics, stop)
+            .await
+    }
+
+    /// The same through a client that is there already.
+    pub(super) async fn join_through(
+        self,
+        client: Client,
+        store: Arc<Store>,
+        directory: Arc<Directory>,
+        metrics: Arc<Metrics>,
+        stop: CancellationToken,
+    ) -> Result<Member, JoinError> {
         let broker_id = self.broker_id(&store)?;
-        let api = ClusterApi::new(&connect(metrics.clone()).await?, &self.namespace);
+        let api = ClusterApi::new(&client, &self.namespace);
         let claimant = Arc::new(Claimant {
             cluster: self.cluster.clone(),
             owner: self.owner(),

@@ -21,6 +21,8 @@ mod liveness;
 mod membership;
 mod replicas;
 mod session;
+#[cfg(test)]
+mod tests;
 mod view;
 
 pub use api::ConnectError;

@@ -1,0 +1,35 @@
+//! Who is controller.
+
+use super::cluster::{Cluster, TIMING, always, eventually};
+
+#[test]
+fn there_is_one_controller_and_another_as_soon_as_it_stops_or_dies() {
+    let cluster = Cluster::default();
+    let mut brokers: Vec<_> = (0..3).map(|id| cluster.start(id)).collect();
+    eventually("there is a controller", || cluster.controller().is_some());
+    let (first, epoch) = cluster.controller().unwrap();
+    assert_eq!(epoch, 1);
+    always("it stays", TIMING.duration, || {
+        cluster.controller() == Some((first, epoch))
+    });
+
+    let stopping = brokers
+        .iter()
+        .position(|broker| broker.id == first)
+        .unwrap();
+    brokers.remove(stopping).stop();
+    eventually("another one takes over", || {
+        cluster
+            .controller()
+            .is_some_and(|(id, epoch)| id != first && epoch == 2)
+    });
+    let (second, _) = cluster.controller().unwrap();
+    let dying = brokers
+        .iter()
+        .position(|broker| broker.id == second)
+        .unwrap();
+    drop(brokers.remove(dying));
+    eventually("the last one takes over", || {
+        cluster.controller() == Some((brokers[0].id, 3))
+    });
+}
