@@ -47,7 +47,7 @@ pub(super) async fn claim(api: &ClusterApi, claimant: &Claimant) -> Result<Sessi
             let current = api.lease(&name).await?;
             if let Some(session) = current.as_ref().and_then(|lease| own(claimant, lease)) {
                 // The answer to an earlier attempt was lost.
-                return Ok(Ok(session));
+                return Ok::<_, ApiError>(Ok(session));
             }
             match claimant.claim(current, now()) {
                 Ok(lease) => {
@@ -60,12 +60,10 @@ pub(super) async fn claim(api: &ClusterApi, claimant: &Claimant) -> Result<Sessi
         match attempt.await {
             Ok(Ok(session)) => return Ok(session),
             Ok(Err(Some(error))) => return Err(error),
-            Ok(Err(None)) | Err(ApiError::Conflict(_)) => {}
-            Err(error) => {
-                warn!(%error, "the broker's session can't be claimed yet; trying again");
-                tokio::time::sleep(CLAIM_INTERVAL).await;
-            }
+            Ok(Err(None)) => {}
+            Err(error) => warn!(%error, "the broker's session can't be claimed yet; trying again"),
         }
+        tokio::time::sleep(CLAIM_INTERVAL).await;
     }
 }
 

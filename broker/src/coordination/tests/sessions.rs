@@ -134,3 +134,17 @@ fn renewals_go_on_through_errors_conflicts_and_a_deletion_by_hand() {
     );
     assert!(lost.try_recv().is_err());
 }
+
+#[test]
+fn a_claim_that_meets_nothing_but_conflicts_does_not_hammer_the_api_server() {
+    let cluster = Cluster::default();
+    let runtime = Runtime::new().unwrap();
+    let server = cluster.server.clone();
+    let storm = server.fault(|call| call.is_write().then_some(Answer::Status(409)));
+    let claiming = runtime.spawn(async move { claim(&server, "a").await.map(|s| s.epoch) });
+    std::thread::sleep(Duration::from_secs(1));
+    let calls = cluster.server.take_calls().len();
+    drop(storm);
+    assert_eq!(runtime.block_on(claiming).unwrap().unwrap(), 1);
+    assert!(calls < 50, "{calls} requests in a second");
+}
