@@ -130,6 +130,7 @@ impl Membership {
             },
             identity: format!("{}/{}/{}", self.pod, self.pod_uid, Uuid::new_v4().simple()),
             duration_seconds: i32::try_from(self.timing.duration.as_secs()).unwrap_or(i32::MAX),
+            starts: store.incarnation(),
         });
         let session = membership::claim(&api, &claimant).await?;
         let me = Me {

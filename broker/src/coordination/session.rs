@@ -19,6 +19,9 @@ pub(super) struct Claimant {
     pub(super) identity: String,
     /// How long without a change until the session counts as dead.
     pub(super) duration_seconds: i32,
+    /// How often its store was opened: a process of it has at least this epoch, though the Lease that counts them was deleted. In an epoch of an
+    /// earlier process it would go on leading what that one led.
+    pub(super) starts: i32,
 }
 
 /// Why a session can't be claimed.
@@ -72,7 +75,7 @@ impl Claimant {
         lease.metadata.owner_references = self.owner.clone().map(|owner| vec![owner]);
         let held = Held {
             holder: Some(self.identity.clone()),
-            epoch: epoch + 1,
+            epoch: self.starts.max(epoch + 1),
             duration_seconds: Some(self.duration_seconds),
             acquired: Some(now.clone()),
             renewed: Some(now),
@@ -122,6 +125,7 @@ mod tests {
             },
             identity: format!("{pod}/uid/{boot}"),
             duration_seconds: 6,
+            starts: 1,
         }
     }
 

@@ -30,6 +30,9 @@ pub(super) enum Verb {
     Update,
 }
 
+/// The client of a call that was served [later](Answer::Later), once it was.
+pub(super) const LATE: &str = "late";
+
 /// A request.
 #[derive(Clone, Debug)]
 pub(super) struct Call {
@@ -94,8 +97,8 @@ struct Event {
 /// What happens to a client's watches of a resource.
 #[derive(Clone, Copy, Default)]
 struct Watches {
-    /// Events are held back.
-    held: bool,
+    /// Events after this version are held back.
+    held: Option<u64>,
     /// Those that were opened before the last silence never say anything again.
     silences: u64,
     /// Those that were opened before the last cut end.
@@ -152,9 +155,14 @@ impl ApiServer {
         switch
     }
 
-    /// The watches of that client lag from now on, or not any more.
-    pub(super) fn hold(&self, client: &str, held: bool) {
+    /// The watches of that client say nothing of what comes after that version, until told otherwise.
+    pub(super) fn hold(&self, client: &str, held: Option<u64>) {
         self.watches(|of, _| of == client, |watches| watches.held = held);
+    }
+
+    /// The newest version.
+    pub(super) fn version(&self) -> u64 {
+        self.state.lock().version
     }
 
     /// The connections of all open watches of that resource die without a word.
@@ -227,8 +235,8 @@ impl ApiServer {
     ) -> io::Result<Response<axum::body::Body>> {
         let (parts, body) = request.into_parts();
         let query = query(&parts.uri);
-        let call = read_call(client, &parts.method, &parts.uri, &query);
         let body = body.collect_bytes().await.map_err(io::Error::other)?;
+        let call = read_call(client, &parts.method, &parts.uri, &query, &body);
         let answer = {
             let mut state = self.state.lock();
             state.calls.push(call.clone());
@@ -245,9 +253,12 @@ impl ApiServer {
                 Err(lost())
             }
             Some(Answer::Later(delay)) => {
-                tokio::spawn(async move {
-                    tokio::time::sleep(delay).await;
-                    self.serve(call, &query, &body);
+                // Whatever becomes of the client meanwhile.
+                std::thread::spawn(move || {
+                    std::thread::sleep(delay);
+                    self.serve(call.clone(), &query, &body);
+                    let client = LATE.to_owned();
+                    self.state.lock().calls.push(Call { client, ..call });
                 });
                 Err(lost())
             }
@@ -303,11 +314,7 @@ impl ApiServer {
                     || uuid::Uuid::new_v4().to_string().into(),
                     |there| there["metadata"]["uid"].clone(),
                 );
-                let stored = state.store(
-                    call.resource,
-                    object["metadata"]["name"].as_str().unwrap().to_owned(),
-                    object,
-                );
+                let stored = state.store(call.resource, call.name, object);
                 drop(state);
                 self.changed.send_replace(());
                 document(&stored)
@@ -375,37 +382,61 @@ impl State {
         if watches.cuts != opened.cuts {
             return Some((String::new(), None));
         }
-        if watches.silences != opened.silences || watches.held {
+        if watches.silences != opened.silences {
+            return None;
+        }
+        let until = watches.held.unwrap_or(self.version).min(self.version);
+        if since >= until {
             return None;
         }
         if since < self.compacted {
             let object = json!({"status": "Failure", "reason": "Expired", "message": "too old", "code": 410});
-            return Some((
-                line(&Event {
-                    r#type: "ERROR",
-                    object,
-                }),
-                None,
-            ));
-        }
-        if since == self.version {
-            return None;
+            let event = Event {
+                r#type: "ERROR",
+                object,
+            };
+            return Some((line(&event), None));
         }
         let news = self.history.iter().filter(|(version, resource, event)| {
-            *version > since && *resource == call.resource && selects(selector, &event.object)
+            (since + 1..=until).contains(version)
+                && *resource == call.resource
+                && selects(selector, &event.object)
         });
         let mut lines: String = news.map(|(_, _, event)| line(event)).collect();
         // So that a watch goes on from here, although what changed was perhaps not for it.
-        let object = json!({"metadata": {"resourceVersion": self.version.to_string()}, "apiVersion": "v1", "kind": "Lease"});
-        lines += &line(&Event {
+        let object = json!({"metadata": {"resourceVersion": until.to_string()}, "apiVersion": "v1", "kind": "Bookmark"});
+        let event = Event {
             r#type: "BOOKMARK",
             object,
-        });
-        Some((lines, Some(self.version)))
+        };
+        lines += &line(&event);
+        Some((lines, Some(until)))
     }
 }
 
-fn read_call(client: String, method: &Method, uri: &Uri, query: &HashMap<String, String>) -> Call {
+/// Answers the first `count` calls so, of those that are meant.
+pub(super) fn first(
+    count: usize,
+    answer: Answer,
+    meant: impl Fn(&Call) -> bool + Send + 'static,
+) -> impl FnMut(&Call) -> Option<Answer> + Send + 'static {
+    let mut left = count;
+    move |call| {
+        if left == 0 || !meant(call) {
+            return None;
+        }
+        left -= 1;
+        Some(answer)
+    }
+}
+
+fn read_call(
+    client: String,
+    method: &Method,
+    uri: &Uri,
+    query: &HashMap<String, String>,
+    body: &[u8],
+) -> Call {
     let mut path = uri
         .path()
         .split('/')
@@ -416,7 +447,11 @@ fn read_call(client: String, method: &Method, uri: &Uri, query: &HashMap<String,
         Some("configmaps") => "configmaps",
         other => panic!("a request for {other:?}: {uri}"),
     };
-    let name = path.next().unwrap_or_default().to_owned();
+    let mut name = path.next().unwrap_or_default().to_owned();
+    if *method == Method::POST {
+        let object: Value = serde_json::from_slice(body).unwrap();
+        name = object["metadata"]["name"].as_str().unwrap().to_owned();
+    }
     let verb = match *method {
         Method::POST => Verb::Create,
         Method::PUT => Verb::Update,

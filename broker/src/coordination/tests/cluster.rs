@@ -49,6 +49,7 @@ pub(super) struct Broker {
     pub(super) id: i32,
     pub(super) store: Arc<Store>,
     pub(super) directory: Arc<Directory>,
+    metrics: Arc<Metrics>,
     stop: CancellationToken,
     joining: Option<JoinHandle<Result<Member, JoinError>>>,
     member: Option<Member>,
@@ -111,19 +112,21 @@ impl Cluster {
             address: format!("{}:7070", pod(id)),
             timing: TIMING,
         };
+        let metrics = Metrics::new(store.clone());
         let joining = {
             let client = {
                 let _within = runtime.enter();
                 self.server.client(&pod(id))
             };
-            let metrics = Metrics::new(store.clone());
-            let (store, directory, stop) = (store.clone(), directory.clone(), stop.clone());
+            let (store, directory) = (store.clone(), directory.clone());
+            let (metrics, stop) = (metrics.clone(), stop.clone());
             runtime.spawn(membership.join_through(client, store, directory, metrics, stop))
         };
         Broker {
             id,
             store,
             directory,
+            metrics,
             stop,
             joining: Some(joining),
             member: None,
@@ -134,6 +137,12 @@ impl Cluster {
     /// A topic whose partitions have these replicas.
     pub(super) fn topic(&self, name: &str, replicas: &[Vec<i32>]) -> Uuid {
         let topic = Uuid::new_v4();
+        self.make_topic(name, topic, replicas);
+        topic
+    }
+
+    /// A topic of that id.
+    pub(super) fn make_topic(&self, name: &str, topic: Uuid, replicas: &[Vec<i32>]) {
         self.write_record(name, topic, TopicState::Active);
         for (index, replicas) in (0..).zip(replicas) {
             let assignment = PartitionAssignment::new(topic, index, replicas.clone());
@@ -142,7 +151,6 @@ impl Cluster {
                 held: Held::default(),
             });
         }
-        topic
     }
 
     /// Writes a topic's record.
@@ -236,9 +244,10 @@ impl Broker {
         self.runtime.as_ref().unwrap().block_on(member.leave());
     }
 
-    /// Gives up being controller, as a broker that drains does; its session goes on.
-    pub(super) fn drain(&self) {
-        self.stop.cancel();
+    /// Whether it thinks that it is controller.
+    pub(super) fn is_controller(&self) -> bool {
+        let metrics = self.metrics.encode().unwrap();
+        metrics.lines().any(|line| line == "millrace_controller 1")
     }
 }
 

@@ -1,6 +1,6 @@
 //! Who is controller.
 
-use super::cluster::{Cluster, TIMING, always, eventually};
+use super::cluster::{Cluster, TIMING, always, eventually, pod};
 
 #[test]
 fn there_is_one_controller_and_another_as_soon_as_it_stops_or_dies() {
@@ -31,5 +31,20 @@ fn there_is_one_controller_and_another_as_soon_as_it_stops_or_dies() {
     drop(brokers.remove(dying));
     eventually("the last one takes over", || {
         cluster.controller() == Some((brokers[0].id, 3))
+    });
+}
+
+#[test]
+fn a_controller_that_dies_is_succeeded_though_its_session_was_deleted_by_hand() {
+    let cluster = Cluster::default();
+    let first = cluster.start(0);
+    eventually("there is a controller", || {
+        cluster.controller() == Some((0, 1))
+    });
+    let _second = cluster.start(1);
+    drop(first);
+    cluster.server.delete("leases", &pod(0));
+    eventually("the other one takes over", || {
+        cluster.controller() == Some((1, 2))
     });
 }

@@ -5,3 +5,4 @@ mod cluster;
 mod controller;
 mod partitions;
 mod sessions;
+mod watches;

@@ -13,7 +13,7 @@ use tokio::runtime::Runtime;
 use uuid::Uuid;
 
 use super::{
-    api_server::{Answer, ApiServer, Call},
+    api_server::{Answer, ApiServer, Call, first},
     cluster::{CLUSTER, Cluster, TIMING, eventually, pod},
 };
 use crate::coordination::{
@@ -36,6 +36,7 @@ fn claimant(boot: &str) -> Arc<Claimant> {
         },
         identity: format!("{}/uid/{boot}", pod(0)),
         duration_seconds: 2,
+        starts: 1,
     })
 }
 
@@ -44,22 +45,6 @@ async fn claim(server: &ApiServer, boot: &str) -> Result<Session, ClaimError> {
     let claim = async { membership::claim(&api, &claimant(boot)).await };
     let limit = Duration::from_secs(60);
     tokio::time::timeout(limit, claim).await.unwrap()
-}
-
-/// Answers the first `count` calls so, of those that are meant.
-fn first(
-    count: usize,
-    answer: Answer,
-    meant: impl Fn(&Call) -> bool + Send + 'static,
-) -> impl FnMut(&Call) -> Option<Answer> + Send + 'static {
-    let mut left = count;
-    move |call| {
-        if left == 0 || !meant(call) {
-            return None;
-        }
-        left -= 1;
-        Some(answer)
-    }
 }
 
 #[test]
