@@ -195,7 +195,11 @@ impl View {
     fn apply_controller(&mut self, object: Lease) -> Result<bool, LeaseError> {
         let (state, held) = ControllerState::read(&object)?;
         let known = self.controller.as_ref();
-        if known.is_some_and(|known| known.held.epoch > held.epoch) {
+        // One that was deleted and made again counts from the beginning.
+        let is_late = |known: &SeenController| {
+            known.held.epoch > held.epoch && known.object.metadata.uid == object.metadata.uid
+        };
+        if known.is_some_and(is_late) {
             return Ok(false);
         }
         let changed = known

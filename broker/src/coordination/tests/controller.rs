@@ -48,3 +48,28 @@ fn a_controller_that_dies_is_succeeded_though_its_session_was_deleted_by_hand() 
         cluster.controller() == Some((1, 2))
     });
 }
+
+#[test]
+fn a_controller_learns_that_it_is_not_when_its_lease_was_deleted_and_made_again_unseen() {
+    let cluster = Cluster::default();
+    let other = cluster.start(0);
+    eventually("there is a controller", || {
+        cluster.controller() == Some((0, 1))
+    });
+    let first = cluster.start(1);
+    other.stop();
+    eventually("the other one takes over", || {
+        cluster.controller() == Some((1, 2))
+    });
+    eventually("it knows", || first.is_controller());
+    let other = cluster.start(0);
+    cluster.server.hold(&pod(1), Some(cluster.server.version()));
+    cluster.server.delete("leases", "main-controller");
+    eventually("another one is", || cluster.controller() == Some((0, 1)));
+    cluster.server.compact();
+    cluster.server.hold(&pod(1), None);
+    eventually("the first one knows that it is not", || {
+        !first.is_controller()
+    });
+    assert!(other.is_controller());
+}
