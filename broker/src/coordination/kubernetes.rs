@@ -12,6 +12,7 @@ use millrace_crds::{
 use tokio::{
     sync::{oneshot, watch},
     task::JoinHandle,
+    time::MissedTickBehavior,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -220,8 +221,20 @@ struct Follower {
 
 impl Follower {
     async fn run(self, mut replicas: Replicas) {
+        let mut to_retry = BTreeSet::new();
+        let mut retries = tokio::time::interval(RETRY_PAUSE);
+        retries.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            for wanted in self.topics.changed().await {
+            let changed = tokio::select! {
+                changed = self.topics.changed() => changed,
+                _ = retries.tick(), if !to_retry.is_empty() => {
+                    for topic_id in std::mem::take(&mut to_retry) {
+                        self.topics.mark(topic_id);
+                    }
+                    continue;
+                }
+            };
+            for wanted in changed {
                 let topic_id = wanted.topic_id;
                 let leaving = self.is_to_be_deleted(&wanted).await;
                 let work = move || {
@@ -247,11 +260,10 @@ impl Follower {
                 };
                 if let Some(error) = failed {
                     warn!(topic = %topic_id, error, "a topic can't be brought to what it should be; trying again");
-                    let topics = self.topics.clone();
-                    tokio::spawn(async move {
-                        tokio::time::sleep(RETRY_PAUSE).await;
-                        topics.mark(topic_id);
-                    });
+                    if to_retry.is_empty() {
+                        retries.reset();
+                    }
+                    to_retry.insert(topic_id);
                 }
             }
         }

@@ -324,3 +324,43 @@ fn requests_at_rest_do_not_depend_on_the_number_of_partitions() {
     assert_eq!(few.len(), 2, "{few:?}");
     assert_eq!(at_rest(2_000), few);
 }
+
+#[test]
+fn a_topic_that_can_not_be_deleted_is_tried_once_at_a_time_whatever_happens_to_it() {
+    let cluster = Cluster::default();
+    let broker = cluster.start(0);
+    let topic = cluster.topic("orders", &[vec![0]]);
+    cluster.led(&broker, topic, 0);
+    let is_read = |call: &Call| call.verb == Verb::Get && call.resource == "configmaps";
+    let _unread = cluster
+        .server
+        .fault(first(usize::MAX, Answer::Status(503), is_read));
+    cluster.write_record("orders", topic, TopicState::Deleting);
+    eventually("no one leads", || cluster.leader(topic, 0).0.is_none());
+    let mut reads = 0;
+    for _ in 0..20 {
+        let mut lease: PartitionLease = cluster.lease(topic, 0);
+        lease.assignment.partition_epoch += 1;
+        let before = reads;
+        cluster.write_lease(&lease);
+        eventually("the record is asked for", || {
+            reads += cluster
+                .server
+                .take_calls()
+                .iter()
+                .filter(|c| is_read(c))
+                .count();
+            reads > before
+        });
+    }
+    std::thread::sleep(Duration::from_millis(1500));
+    cluster.server.take_calls();
+    std::thread::sleep(Duration::from_secs(2));
+    let reads = cluster
+        .server
+        .take_calls()
+        .iter()
+        .filter(|c| is_read(c))
+        .count();
+    assert!(reads <= 4, "{reads} reads in two seconds");
+}
