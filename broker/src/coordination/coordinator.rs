@@ -48,7 +48,7 @@ const MAX_WRITES: usize = 32;
 /// The watches' pauses between attempts.
 const MIN_PAUSE: Duration = Duration::from_millis(200);
 const MAX_PAUSE: Duration = Duration::from_secs(2);
-/// How long to leave a partition alone after a write of unknown outcome.
+/// How long to leave a Lease alone after a write of unknown outcome, or one that can't succeed for now.
 const UNKNOWN_PAUSE: Duration = Duration::from_millis(500);
 const REFUSED_PAUSE: Duration = Duration::from_secs(5);
 /// How often Leases are looked at for having expired.
@@ -58,8 +58,16 @@ type Watch<K> = Pin<Box<dyn Stream<Item = watcher::Result<Event<K>>> + Send>>;
 
 /// What a finished write means.
 enum Written {
-    /// A partition as it is now, if that is known.
-    Partition(PartitionKey, Option<Lease>),
+    /// A partition.
+    Partition {
+        key: PartitionKey,
+        /// The version that was to be replaced.
+        replaced: Option<String>,
+        /// As it is now, if that is known.
+        lease: Option<Lease>,
+        /// If that is nothing new.
+        pause: Duration,
+    },
     /// The controller's Lease as it is now, if that is known.
     Controller(Option<Lease>),
 }
@@ -144,6 +152,8 @@ pub(super) struct Coordinator {
     /// Partitions to decide on; those without a leader first.
     pending: BTreeSet<(bool, PartitionKey)>,
     in_flight: BTreeSet<PartitionKey>,
+    /// Partitions that can't be written as it seems, and when to try again: they keep no other one waiting.
+    resting: BTreeMap<PartitionKey, Instant>,
     writes: FuturesUnordered<BoxFuture<'static, Written>>,
     /// The lists that have been seen whole.
     synced: (bool, bool),
@@ -180,6 +190,7 @@ impl Coordinator {
             standing: false,
             pending: BTreeSet::new(),
             in_flight: BTreeSet::new(),
+            resting: BTreeMap::new(),
             writes: FuturesUnordered::new(),
             synced: (false, false),
             ready,
@@ -406,6 +417,7 @@ impl Coordinator {
         self.controller = None;
         self.metrics.set_controller(false);
         self.pending.clear();
+        self.resting.clear();
     }
 
     fn on_tick(&mut self) {
@@ -413,6 +425,12 @@ impl Coordinator {
             return;
         }
         self.look_who_is_alive();
+        let now = Instant::now();
+        let rested: Vec<_> = self
+            .resting
+            .extract_if(.., |_, until| *until <= now)
+            .collect();
+        rested.into_iter().for_each(|(key, _)| self.consider(key));
         let due = match self.controller {
             Some(_) => self.renewed.elapsed() >= self.timing.renewal,
             None => self.is_vacant(),
@@ -468,8 +486,14 @@ impl Coordinator {
         self.standing = true;
         self.renewed = Instant::now();
         let api = self.api.clone();
-        self.writes
-            .push(async move { Written::Controller(write_or_read(&api, &lease).await) }.boxed());
+        let write = async move {
+            let (lease, pause) = write_or_read(&api, &lease).await;
+            if lease.is_none() {
+                tokio::time::sleep(pause).await;
+            }
+            Written::Controller(lease)
+        };
+        self.writes.push(write.boxed());
     }
 
     fn consider_all(&mut self) {
@@ -505,9 +529,16 @@ impl Coordinator {
             };
             self.in_flight.insert(key);
             let api = self.api.clone();
-            self.writes.push(
-                async move { Written::Partition(key, write_or_read(&api, &next).await) }.boxed(),
-            );
+            let write = async move {
+                let (lease, pause) = write_or_read(&api, &next).await;
+                Written::Partition {
+                    key,
+                    replaced: next.metadata.resource_version,
+                    lease,
+                    pause,
+                }
+            };
+            self.writes.push(write.boxed());
         }
     }
 
@@ -535,12 +566,27 @@ impl Coordinator {
                     self.on_changed(changed);
                 }
             }
-            Written::Partition(key, lease) => {
+            Written::Partition {
+                key,
+                replaced,
+                lease,
+                mut pause,
+            } => {
                 self.in_flight.remove(&key);
                 if let Some(lease) = lease {
+                    if lease.metadata.resource_version != replaced {
+                        // If the view refuses it: an older state was put back, and stays.
+                        pause = REFUSED_PAUSE;
+                    }
                     self.topics.apply(lease);
                 }
-                self.consider(key);
+                let known = self.topics.lease(key);
+                if known.is_none_or(|(_, object)| object.metadata.resource_version != replaced) {
+                    self.consider(key);
+                } else if self.controller.is_some() {
+                    // The same decision would be written on the same state, and fare the same.
+                    self.resting.insert(key, Instant::now() + pause);
+                }
             }
         }
     }
@@ -562,24 +608,25 @@ impl Coordinator {
     }
 }
 
-/// Writes the Lease. If that fails, what is there instead, if that can be known.
-async fn write_or_read(api: &ClusterApi, lease: &Lease) -> Option<Lease> {
+/// Writes the Lease. If that fails, what is there instead, if that can be known, and how long to wait if it is nothing new.
+async fn write_or_read(api: &ClusterApi, lease: &Lease) -> (Option<Lease>, Duration) {
     let name = lease.metadata.name.as_deref().unwrap_or_default();
     match api.write(lease).await {
-        Ok(written) => return Some(written),
+        Ok(written) => return (Some(written), Duration::ZERO),
         Err(ApiError::Conflict(_)) => {}
         // The watch tells of it, too.
-        Err(ApiError::NotFound(_)) => tokio::time::sleep(UNKNOWN_PAUSE).await,
+        Err(ApiError::NotFound(_)) => return (None, REFUSED_PAUSE),
         Err(error @ ApiError::Unknown { .. }) => {
             warn!(%error, "a Lease was perhaps not written");
+            // Within the write, so that fewer are written to an API server that has too much to do.
             tokio::time::sleep(UNKNOWN_PAUSE).await;
         }
         Err(error @ ApiError::Refused { .. }) => {
             warn!(%error, "a Lease can't be written");
-            tokio::time::sleep(REFUSED_PAUSE).await;
+            return (None, REFUSED_PAUSE);
         }
     }
-    api.lease(name).await.ok().flatten()
+    (api.lease(name).await.ok().flatten(), UNKNOWN_PAUSE)
 }
 
 fn watch<K>(api: Api<K>, selector: &str) -> Watch<K>

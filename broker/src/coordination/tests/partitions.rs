@@ -326,6 +326,75 @@ fn requests_at_rest_do_not_depend_on_the_number_of_partitions() {
 }
 
 #[test]
+fn partitions_that_can_not_be_written_keep_no_other_one_waiting() {
+    let cluster = Cluster::default();
+    let broker = cluster.start(0);
+    let (one, two) = (Uuid::from_u128(1), Uuid::from_u128(2));
+    let _refused = cluster.server.fault(move |call| {
+        (is_election(call) && call.name.contains(&one.to_string())).then_some(Answer::Status(403))
+    });
+    cluster.make_topic("refused", one, &vec![vec![0]; 50]);
+    cluster.server.take_calls();
+    let mut elections = 0;
+    eventually("more are refused than are written at a time", || {
+        elections += cluster
+            .server
+            .take_calls()
+            .iter()
+            .filter(|c| is_election(c))
+            .count();
+        elections >= 32
+    });
+    cluster.make_topic("orders", two, &[vec![0]]);
+    assert_eq!(cluster.led(&broker, two, 0), 1);
+}
+
+#[test]
+fn elections_that_meet_nothing_but_conflicts_do_not_hammer_the_api_server() {
+    let cluster = Cluster::default();
+    let broker = cluster.start(0);
+    let storm = cluster
+        .server
+        .fault(first(usize::MAX, Answer::Status(409), is_election));
+    let topic = cluster.topic("orders", &[vec![0]]);
+    let elections = || {
+        let calls = cluster.server.take_calls();
+        calls.iter().filter(|call| is_election(call)).count()
+    };
+    eventually("it is tried", || elections() > 0);
+    std::thread::sleep(Duration::from_secs(2));
+    let tried = elections();
+    assert!(tried <= 10, "{tried} elections in two seconds");
+    drop(storm);
+    assert_eq!(cluster.led(&broker, topic, 0), 1);
+}
+
+#[test]
+fn an_older_lease_that_was_put_back_is_not_written_again_and_again() {
+    let cluster = Cluster::default();
+    let _controller = cluster.start(0);
+    eventually("there is a controller", || {
+        cluster.controller() == Some((0, 1))
+    });
+    let broker = cluster.start(1);
+    let topic = cluster.topic("orders", &[vec![1]]);
+    assert_eq!(cluster.led(&broker, topic, 0), 1);
+    let mut older = cluster.lease(topic, 0);
+    (older.held.epoch, older.assignment.partition_epoch) = (0, 0);
+    cluster.write_lease(&older);
+    drop(broker);
+    let elections = || {
+        let calls = cluster.server.take_calls();
+        calls.iter().filter(|call| is_election(call)).count()
+    };
+    elections();
+    eventually("it is tried", || elections() > 0);
+    std::thread::sleep(Duration::from_secs(2));
+    let tried = elections();
+    assert!(tried <= 10, "{tried} elections in two seconds");
+}
+
+#[test]
 fn a_topic_that_can_not_be_deleted_is_tried_once_at_a_time_whatever_happens_to_it() {
     let cluster = Cluster::default();
     let broker = cluster.start(0);
