@@ -159,6 +159,8 @@ pub(super) struct Coordinator {
     synced: (bool, bool),
     ready: watch::Sender<bool>,
     last_event: Instant,
+    /// Since when more of a list of topics is waited for.
+    listing_topics: Option<Instant>,
 }
 
 impl Coordinator {
@@ -195,6 +197,7 @@ impl Coordinator {
             synced: (false, false),
             ready,
             last_event: now,
+            listing_topics: Some(now),
         }
     }
 
@@ -225,9 +228,10 @@ impl Coordinator {
                 },
                 Some(written) = self.writes.next() => self.on_written(written),
                 _ = ticks.tick() => {
-                    if self.last_event.elapsed() > self.timing.duration.max(3 * self.timing.renewal) {
-                        // Not even this broker's renewals come through: a connection that died without a word.
+                    if self.is_silent() {
+                        // A connection that died without a word.
                         self.last_event = Instant::now();
+                        self.listing_topics = Some(self.last_event);
                         leases = watch(self.api.leases(), &selector);
                         records = watch(self.api.records(), &Role::Topic.selector(&cluster));
                     }
@@ -237,6 +241,13 @@ impl Coordinator {
             self.write_elections();
         }
         self.step_down().await;
+    }
+
+    /// Whether not even this broker's renewals come through, or no list of topics that was asked for.
+    fn is_silent(&self) -> bool {
+        let limit = self.timing.duration.max(3 * self.timing.renewal);
+        let waits = self.listing_topics.map(|since| since.elapsed());
+        self.last_event.elapsed() > limit || waits.is_some_and(|waits| waits > limit)
     }
 
     fn on_lease(&mut self, event: Event<Lease>) {
@@ -282,6 +293,11 @@ impl Coordinator {
 
     fn on_record(&mut self, event: Event<ConfigMap>) {
         let listed = matches!(event, Event::InitDone);
+        match event {
+            Event::Init | Event::InitApply(_) => self.listing_topics = Some(Instant::now()),
+            Event::InitDone => self.listing_topics = None,
+            Event::Apply(_) | Event::Delete(_) => {}
+        }
         let changed = {
             let mut view = self.topics.view.lock();
             match event {

@@ -72,3 +72,14 @@ fn a_broker_whose_watches_lag_goes_on_and_is_not_elected_away() {
         assert_eq!(broker.leads(topic, index), Some(1));
     }
 }
+
+#[test]
+fn a_list_that_is_never_answered_is_asked_for_again() {
+    for resource in ["leases", "configmaps"] {
+        let cluster = Cluster::default();
+        let _hung = cluster.server.fault(first(1, Answer::Never, move |call| {
+            call.verb == Verb::List && call.resource == resource
+        }));
+        let _broker = cluster.start(0);
+    }
+}
