@@ -442,11 +442,12 @@ impl Coordinator {
         }
         self.look_who_is_alive();
         let now = Instant::now();
-        let rested: Vec<_> = self
-            .resting
-            .extract_if(.., |_, until| *until <= now)
-            .collect();
-        rested.into_iter().for_each(|(key, _)| self.consider(key));
+        let rested = self.resting.iter().filter(|(_, until)| **until <= now);
+        let rested: Vec<_> = rested.map(|(key, _)| *key).collect();
+        for key in rested {
+            self.resting.remove(&key);
+            self.consider(key);
+        }
         let due = match self.controller {
             Some(_) => self.renewed.elapsed() >= self.timing.renewal,
             None => self.is_vacant(),

@@ -84,11 +84,10 @@ fn renewals_go_on_through_errors_conflicts_and_a_deletion_by_hand() {
     let cluster = Cluster::default();
     let runtime = Runtime::new().unwrap();
     let server = &cluster.server;
-    let mut lost = runtime.block_on(async {
+    let (_renewal, mut lost) = runtime.block_on(async {
         let session = claim(server, "a").await.unwrap();
         let api = ClusterApi::new(&server.client("a"), "shop");
-        let (_renewal, lost) = session.keep(api, claimant("a"), TIMING.renewal);
-        lost
+        session.keep(api, claimant("a"), TIMING.renewal)
     });
     for answer in [429, 500, 503, 409].map(Answer::Status) {
         let seen = Arc::new(AtomicUsize::new(0));
