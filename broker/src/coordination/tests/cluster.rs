@@ -277,6 +277,7 @@ pub(super) fn record(name: &str, topic_id: Uuid, state: TopicState) -> ConfigMap
         topic: name.into(),
         topic_uid: "uid".into(),
         state,
+        partitions_made: 0,
         config: TopicConfig::try_from(&serde_json::from_value(document).unwrap()).unwrap(),
     };
     let mut object = ConfigMap::default();
