@@ -50,31 +50,33 @@ impl<'a> Installed<'a> {
         let namespace = format!("millrace-system-{}", std::process::id());
         let chart = chart.display().to_string();
         let set = format!("image.registry={registry}");
-        let begun = Instant::now();
-        let arguments = [
-            "install",
-            "millrace",
-            &chart,
-            "--namespace",
-            &namespace,
-            "--create-namespace",
-            "--set",
-            &set,
-            // Other tests have applied the CRDs.
-            "--take-ownership",
-            "--wait",
-            "--timeout",
-            "50s",
-        ];
-        kubernetes.helm(arguments).success();
-        let took = begun.elapsed();
         let broker_image = format!("{registry}/millrace-broker:{}", env!("CARGO_PKG_VERSION"));
+        // Before it is installed: what an installation that fails leaves behind goes, too.
         let this = Self {
             kubernetes,
             namespace,
             broker_image,
             is_there: true,
         };
+        let begun = Instant::now();
+        let arguments = [
+            "install",
+            "millrace",
+            &chart,
+            "--namespace",
+            &this.namespace,
+            "--create-namespace",
+            "--set",
+            &set,
+            // Other tests have applied the CRDs.
+            "--take-ownership",
+            "--force-conflicts",
+            "--wait",
+            "--timeout",
+            "50s",
+        ];
+        kubernetes.helm(arguments).success();
+        let took = begun.elapsed();
         (this, took)
     }
 
