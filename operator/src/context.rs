@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::ObjectReference;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::core::NamespaceResourceScope;
@@ -17,6 +17,7 @@ use tracing::warn;
 
 use crate::error::{Doing, Error};
 use crate::observe::Metrics;
+use crate::problem::Problem;
 use crate::view::View;
 
 /// Who the operator is to the API server, as a manager of fields.
@@ -67,6 +68,18 @@ impl Context {
         let reference: ObjectReference = object.object_ref(&());
         if let Err(error) = self.recorder.publish(&event, &reference).await {
             warn!(%error, reason, "an Event could not be written");
+        }
+    }
+
+    /// Says in an Event what needs a person, unless the conditions that were told before say so already.
+    pub(crate) async fn warn_of<K>(&self, object: &K, told: &[Condition], problem: Option<Problem>)
+    where
+        K: Resource<DynamicType = ()>,
+    {
+        if let Some(problem) = problem.filter(|problem| problem.is_news(told)) {
+            let reason = problem.reason.as_str();
+            self.event(object, EventType::Warning, reason, problem.message)
+                .await;
         }
     }
 

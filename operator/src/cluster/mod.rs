@@ -366,12 +366,7 @@ async fn report(
             .status
             .as_ref()
             .map_or(&[][..], |status| &status.conditions);
-        if let Some(problem) = found.problem.filter(|problem| problem.is_news(told)) {
-            let reason = problem.reason.as_str();
-            context
-                .event(cluster, EventType::Warning, reason, problem.message)
-                .await;
-        }
+        context.warn_of(cluster, told, found.problem).await;
         info!(
             cluster = id.name,
             namespace = id.namespace,

@@ -4,11 +4,13 @@
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim};
-use kube::ResourceExt;
 use kube::api::{DeleteParams, ListParams};
+use kube::core::NamespaceResourceScope;
 use kube::runtime::events::EventType;
+use kube::{Resource, ResourceExt};
 use millrace_crds::coordination::{CLUSTER_LABEL, Role};
 use millrace_crds::{Cluster, DeletionPolicy};
+use serde::de::DeserializeOwned;
 
 use super::objects::broker_name;
 use crate::context::{Context, each};
@@ -63,46 +65,47 @@ async fn data(context: &Context, cluster: &Cluster, id: &ClusterId) -> Result<bo
         .await
         .doing(|| format!("delete the Leases of Cluster {}", id.name))?;
     let records = ListParams::default().labels(&Role::Topic.selector(&id.name));
-    let maps = context.api::<ConfigMap>(namespace);
-    let held = maps
-        .list(&records)
-        .await
-        .doing(|| format!("list the topics of Cluster {}", id.name))?;
-    let names: Vec<_> = held.items.iter().map(ResourceExt::name_any).collect();
-    each(names, |name| {
-        let maps = maps.clone();
-        async move {
-            match maps.delete(&name, &DeleteParams::default()).await {
-                Err(error) if not_found(&error) => Ok(()),
-                answer => answer
-                    .map(drop)
-                    .doing(|| format!("delete the record {name}")),
-            }
-        }
-    })
-    .await?;
-    let claims = context.api::<PersistentVolumeClaim>(namespace);
-    let held = claims
-        .list(&labelled)
-        .await
-        .doing(|| format!("list the volumes of Cluster {}", id.name))?;
-    let names: Vec<_> = held.items.iter().map(ResourceExt::name_any).collect();
-    let volumes = names.len();
-    each(names, |name| {
-        let claims = claims.clone();
-        async move {
-            match claims.delete(&name, &DeleteParams::default()).await {
-                Err(error) if not_found(&error) => Ok(()),
-                answer => answer
-                    .map(drop)
-                    .doing(|| format!("delete the volume {name}")),
-            }
-        }
-    })
-    .await?;
+    delete_all::<ConfigMap>(context, namespace, &records, "topic record").await?;
+    let volumes =
+        delete_all::<PersistentVolumeClaim>(context, namespace, &labelled, "volume").await?;
     let note = format!("deleted {volumes} volumes with all records, as spec.storage.onDelete says");
     context
         .event(cluster, EventType::Normal, "DataDeleted", note)
         .await;
     Ok(true)
+}
+
+/// Deletes one by one all objects that are listed, `what` they are in words. Answers how many there were.
+async fn delete_all<K>(
+    context: &Context,
+    namespace: &str,
+    listed: &ListParams,
+    what: &str,
+) -> Result<usize, Error>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + DeserializeOwned
+        + std::fmt::Debug,
+{
+    let api = context.api::<K>(namespace);
+    let held = api
+        .list(listed)
+        .await
+        .doing(|| format!("list each {what} in namespace {namespace}"))?;
+    let names: Vec<_> = held.items.iter().map(ResourceExt::name_any).collect();
+    let count = names.len();
+    each(names, |name| {
+        let api = api.clone();
+        async move {
+            match api.delete(&name, &DeleteParams::default()).await {
+                Err(error) if not_found(&error) => Ok(()),
+                answer => answer
+                    .map(drop)
+                    .doing(|| format!("delete the {what} {name}")),
+            }
+        }
+    })
+    .await?;
+    Ok(count)
 }

@@ -256,12 +256,7 @@ async fn report(
             .status
             .as_ref()
             .map_or(&[][..], |status| &status.conditions);
-        if let Some(problem) = found.problem.filter(|problem| problem.is_news(told)) {
-            let reason = problem.reason.as_str();
-            context
-                .event(topic, EventType::Warning, reason, problem.message)
-                .await;
-        }
+        context.warn_of(topic, told, found.problem).await;
     }
     Ok(Action::await_change())
 }
