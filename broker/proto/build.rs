@@ -4,12 +4,13 @@ use std::{env, error::Error, fs, path::Path};
 
 use prost::Message;
 
-const PROTOS: [&str; 5] = [
+const PROTOS: [&str; 6] = [
     "millrace/v1/record.proto",
     "millrace/v1/error.proto",
     "millrace/v1/producer.proto",
     "millrace/v1/consumer.proto",
     "millrace/v1/metadata.proto",
+    "millrace/v1/replication.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -122,7 +122,13 @@ fn next_step(kind: ErrorKind) -> Option<&'static str> {
             "free space on the broker's disk, or lower the retention of its topics, and try again"
         }
         ErrorKind::Storage => "the broker's log tells more",
-        ErrorKind::Throttled | ErrorKind::ShuttingDown => "try again in a moment",
+        ErrorKind::NotEnoughReplicas => {
+            "`millrace topics describe TOPIC` shows which replicas are in sync; bring the missing brokers back, or lower \
+             minInSyncReplicas in the Topic's spec"
+        }
+        ErrorKind::Throttled | ErrorKind::ShuttingDown | ErrorKind::OffsetNotAvailable => {
+            "try again in a moment"
+        }
         ErrorKind::TimedOut => {
             "the broker is slow or stuck: look at its log. Records may or may not have been stored"
         }

@@ -47,6 +47,10 @@ pub enum ErrorKind {
     ShuttingDown,
     /// A time-out passed. An append may or may not have happened.
     TimedOut,
+    /// Fewer replicas are in sync than the topic asks for (`minInSyncReplicas`); nothing was appended.
+    NotEnoughReplicas,
+    /// A new leader does not know yet what the latest offset is.
+    OffsetNotAvailable,
     /// The producer's buffer has no room and [`Backpressure`](crate::Backpressure) says not to wait (longer).
     BufferFull,
     /// The topic's metadata isn't here yet; it is being fetched. Only from [`Producer::try_send`](crate::Producer::try_send).
@@ -122,6 +126,8 @@ impl Error {
                 | Throttled
                 | ShuttingDown
                 | TimedOut
+                | NotEnoughReplicas
+                | OffsetNotAvailable
                 | BufferFull
                 | NotReady
                 | Transport
@@ -248,6 +254,8 @@ impl Error {
             Reason::Throttled => ErrorKind::Throttled,
             Reason::ShuttingDown => ErrorKind::ShuttingDown,
             Reason::TimedOut => ErrorKind::TimedOut,
+            Reason::NotEnoughReplicas => ErrorKind::NotEnoughReplicas,
+            Reason::OffsetNotAvailable => ErrorKind::OffsetNotAvailable,
             // A reason of a newer protocol: retrying what isn't understood could go on for ever.
             Reason::Unspecified => ErrorKind::InvalidRequest,
         };

@@ -185,7 +185,9 @@ impl ApiError {
             ErrorReason::DuplicateSequence => Code::AlreadyExists,
             ErrorReason::FencedProducer => Code::Aborted,
             ErrorReason::DiskFull | ErrorReason::Throttled => Code::ResourceExhausted,
-            ErrorReason::ShuttingDown => Code::Unavailable,
+            ErrorReason::ShuttingDown
+            | ErrorReason::NotEnoughReplicas
+            | ErrorReason::OffsetNotAvailable => Code::Unavailable,
             ErrorReason::TimedOut => Code::DeadlineExceeded,
             ErrorReason::Storage | ErrorReason::Unspecified => Code::Internal,
         }
