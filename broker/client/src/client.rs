@@ -15,6 +15,7 @@ use crate::{
     metadata::{ClusterMetadata, Metadata, Topic},
     offsets::{self, OffsetAt, OffsetSpec},
     producer::ProducerBuilder,
+    race,
     transport::Transport,
 };
 
@@ -58,7 +59,7 @@ impl ClientBuilder {
         self
     }
 
-    /// How long to wait for a connection. Default: 5 s.
+    /// How long to wait for a connection; [`connect`](ClientBuilder::connect) tries again until then. Default: 5 s.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
@@ -76,7 +77,7 @@ impl ClientBuilder {
         self
     }
 
-    /// Connects to the first broker of the list that answers.
+    /// Connects to the first broker of the list that answers, trying all of them again until the time to connect is over.
     pub async fn connect(self) -> Result<Client, Error> {
         let bootstrap: Vec<Arc<str>> = self
             .bootstrap
@@ -90,32 +91,31 @@ impl ClientBuilder {
             })
             .filter(|address: &Arc<str>| !address.is_empty())
             .collect();
-        let transport = Transport::new(self.client_id, self.connect_timeout, self.request_timeout);
-        let mut last = Error::new(
-            ErrorKind::InvalidRequest,
-            "no broker address given; write host:port[,host:port]",
-        );
-        for address in &bootstrap {
-            match transport.connect(address).await {
-                Ok(()) => {
-                    let metadata = Metadata::default();
-                    let metadata_refresh = self.metadata_refresh.max(Duration::from_millis(10));
-                    return Ok(Client {
-                        inner: Arc::new(Inner {
-                            bootstrap,
-                            transport,
-                            metadata,
-                            metadata_refresh,
-                        }),
-                    });
-                }
-                Err(error) => {
-                    tracing::warn!(%address, %error, "can't reach broker");
-                    last = error;
-                }
-            }
+        if bootstrap.is_empty() {
+            return Err(Error::new(
+                ErrorKind::InvalidRequest,
+                "no broker address given; write host:port[,host:port]",
+            ));
         }
-        Err(last)
+        let deadline = Instant::now() + self.connect_timeout;
+        let transport = Transport::new(self.client_id, self.connect_timeout, self.request_timeout);
+        // More than once: in Kubernetes a node learns only some time after a Service is ready what is behind it.
+        let connect = |address: Arc<str>| {
+            let transport = &transport;
+            async move { transport.connect(&address, deadline).await }
+        };
+        backoff::until(deadline, || {
+            race::first_success(bootstrap.iter().cloned(), connect)
+        })
+        .await?;
+        Ok(Client {
+            inner: Arc::new(Inner {
+                bootstrap,
+                transport,
+                metadata: Metadata::default(),
+                metadata_refresh: self.metadata_refresh.max(Duration::from_millis(10)),
+            }),
+        })
     }
 }
 
@@ -150,7 +150,7 @@ impl Client {
     /// Describes the cluster and the named topics, or all of them if none is named. How far logs go, each partition's leader is asked.
     pub async fn metadata(&self, topics: &[&str]) -> Result<ClusterMetadata, Error> {
         let names: Vec<String> = topics.iter().map(|&topic| topic.to_owned()).collect();
-        let response = self.until(self.deadline(), || self.refresh(&names)).await?;
+        let response = backoff::until(self.deadline(), || self.refresh(&names)).await?;
         let mut cluster = ClusterMetadata::from_response(response)?;
         for (address, topics) in cluster.leaders_to_ask() {
             match self.describe(&address, &topics).await {
@@ -188,7 +188,7 @@ impl Client {
         Instant::now() + self.inner.transport.request_timeout()
     }
 
-    /// Asks one broker after another for metadata and remembers the answer.
+    /// Asks whichever broker answers for metadata and remembers the answer.
     pub(crate) async fn refresh(
         &self,
         topics: &[String],
@@ -220,7 +220,7 @@ impl Client {
             return Ok(topic);
         }
         let names = [name.to_owned()];
-        self.until(deadline, || self.refresh(&names)).await?;
+        backoff::until(deadline, || self.refresh(&names)).await?;
         self.inner
             .metadata
             .topic(name)
@@ -250,30 +250,7 @@ impl Client {
         .await
     }
 
-    /// Repeats a call while its failure is retriable and time is left.
-    pub(crate) async fn until<T, F: Future<Output = Result<T, Error>>>(
-        &self,
-        deadline: Instant,
-        mut call: impl FnMut() -> F,
-    ) -> Result<T, Error> {
-        let mut failures = 0;
-        loop {
-            match call().await {
-                Err(error) if error.is_retriable() => {
-                    failures += 1;
-                    let delay = backoff::delay(failures);
-                    if Instant::now() + delay >= deadline {
-                        return Err(error);
-                    }
-                    tracing::warn!(%error, ?delay, failures, "retrying");
-                    tokio::time::sleep(delay).await;
-                }
-                done => return done,
-            }
-        }
-    }
-
-    /// Tries the known brokers, then those of the configuration, until one can be reached.
+    /// Asks the known brokers in any order, then those of the configuration, until one answers.
     async fn any_broker<T, F: Future<Output = Result<T, Error>>>(
         &self,
         call: impl Fn(Arc<str>) -> F,
@@ -281,13 +258,6 @@ impl Client {
         let mut brokers = self.inner.metadata.brokers();
         fastrand::shuffle(&mut brokers);
         brokers.extend(self.inner.bootstrap.iter().cloned());
-        let mut last = Error::new(ErrorKind::Transport, "no broker is known");
-        for address in brokers {
-            match call(address).await {
-                Err(error) if error.is_retriable() => last = error,
-                done => return done,
-            }
-        }
-        Err(last)
+        race::first_success(brokers, call).await
     }
 }

@@ -412,7 +412,7 @@ mod tests {
             assert!(error.to_string().starts_with("ERROR_REASON_"));
         }
         assert!(
-            v1::ErrorReason::try_from(18).is_err(),
+            v1::ErrorReason::try_from(20).is_err(),
             "a new reason: map it and extend this test"
         );
     }

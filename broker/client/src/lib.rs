@@ -37,6 +37,7 @@ mod metadata;
 mod offsets;
 mod partitioner;
 mod producer;
+mod race;
 mod transport;
 
 pub use bytes::Bytes;

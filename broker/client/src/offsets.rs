@@ -77,7 +77,7 @@ pub(crate) async fn find(
             continue;
         };
         failures += 1;
-        let delay = backoff::delay(failures);
+        let delay = backoff::delay(error.kind(), failures);
         if !error.is_retriable() || Instant::now() + delay >= deadline {
             return Err(error);
         }

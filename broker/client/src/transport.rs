@@ -10,6 +10,7 @@ use millrace_proto::v1::{
     producer_service_client::ProducerServiceClient,
 };
 use parking_lot::Mutex;
+use tokio::time::{Instant, timeout_at};
 use tonic::{
     Response, Status,
     transport::{Channel, Endpoint},
@@ -24,7 +25,11 @@ const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
 /// Larger than HTTP/2's 16 KiB, since every frame costs both sides a pass through their HTTP/2 state.
 const MAX_FRAME: u32 = 1 << 20;
-const KEEP_ALIVE: Duration = Duration::from_secs(20);
+/// A peer that says nothing is asked so often whether it is there, and taken for gone if it doesn't answer. Together as long as a
+/// broker's session: who is given up sooner may only be busy, or behind a slow link. A leader that hangs is left as soon as
+/// another is known, whatever its connection does.
+const PING_INTERVAL: Duration = Duration::from_secs(2);
+const PING_TIMEOUT: Duration = Duration::from_secs(4);
 /// More channels than a cluster has brokers mean that addresses went out of use: then all are made anew.
 const MAX_CHANNELS: usize = 4096;
 
@@ -63,11 +68,21 @@ impl Transport {
     }
 
     /// Connects now, so that a wrong address shows at once.
-    pub(crate) async fn connect(&self, address: &Arc<str>) -> Result<(), Error> {
-        let channel = self.endpoint(address)?.connect().await.map_err(|error| {
-            let what = format!("can't connect to broker {address}");
-            Error::new(ErrorKind::Transport, with_causes(what, Some(&error)))
-        })?;
+    pub(crate) async fn connect(&self, address: &Arc<str>, deadline: Instant) -> Result<(), Error> {
+        let what = || format!("can't connect to broker {address}");
+        let channel = match timeout_at(deadline, self.endpoint(address)?.connect()).await {
+            Ok(Ok(channel)) => channel,
+            Ok(Err(error)) => {
+                return Err(Error::new(
+                    ErrorKind::Transport,
+                    with_causes(what(), Some(&error)),
+                ));
+            }
+            Err(_) => {
+                let message = format!("{} within {:?}", what(), self.connect_timeout);
+                return Err(Error::new(ErrorKind::Transport, message));
+            }
+        };
         self.channels
             .lock()
             .insert((Purpose::Metadata, address.clone()), channel);
@@ -170,8 +185,8 @@ impl Transport {
             .map_err(invalid)?
             .connect_timeout(self.connect_timeout)
             .tcp_nodelay(true)
-            .http2_keep_alive_interval(KEEP_ALIVE)
-            .keep_alive_timeout(KEEP_ALIVE)
+            .http2_keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_TIMEOUT)
             .keep_alive_while_idle(true)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)

@@ -535,14 +535,66 @@ async fn many_tasks_share_one_producer() {
 
 #[tokio::test]
 async fn an_unreachable_broker_is_named() {
-    let error = Client::connect("127.0.0.1:1").await.unwrap_err();
+    let connect = |bootstrap: &str| {
+        let builder = Client::builder(bootstrap).connect_timeout(Duration::from_millis(200));
+        builder.connect()
+    };
+    let error = connect("127.0.0.1:1").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Transport);
     let text = error.to_string();
     for once in ["127.0.0.1:1", "connect error", "refused"] {
         assert_eq!(text.matches(once).count(), 1, "{once:?} in {text:?}");
     }
-    assert_eq!(
-        Client::connect("").await.unwrap_err().kind(),
-        ErrorKind::InvalidRequest
+    for invalid in ["", "no address"] {
+        let begin = Instant::now();
+        let error = connect(invalid).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidRequest, "{invalid:?}");
+        assert!(begin.elapsed() < Duration::from_millis(100), "{invalid:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_broker_that_refuses_connections_for_a_second_is_waited_for() {
+    let cluster = Cluster::start(1).await;
+    let late = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = late.local_addr().unwrap();
+    drop(late);
+    let target = cluster.address();
+    let opening = tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(800)).await;
+        let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+        while let Ok((mut client, _)) = listener.accept().await {
+            let mut broker = tokio::net::TcpStream::connect(&target).await.unwrap();
+            tokio::spawn(
+                async move { tokio::io::copy_bidirectional(&mut client, &mut broker).await },
+            );
+        }
+    });
+    let begin = Instant::now();
+    let client = Client::connect(address.to_string()).await.unwrap();
+    assert!(begin.elapsed() >= Duration::from_millis(700));
+    assert!(client.metadata(&[]).await.is_ok());
+    opening.abort();
+}
+
+/// A listener whose queue of connections nobody empties: connections open, and nothing is ever answered.
+fn hung_broker() -> (std::net::TcpListener, String) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    (listener, address)
+}
+
+#[tokio::test]
+async fn every_bootstrap_address_is_tried_and_one_that_hangs_does_not_hold_up_the_others() {
+    let (cluster, _) = cluster(1, 1).await;
+    let (_listener, hung) = hung_broker();
+    let bootstrap = format!("127.0.0.1:1,{hung},{}", cluster.address());
+    let begin = Instant::now();
+    let client = Client::connect(bootstrap).await.unwrap();
+    assert_eq!(client.metadata(&["t"]).await.unwrap().topics.len(), 1);
+    assert!(
+        begin.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        begin.elapsed()
     );
 }

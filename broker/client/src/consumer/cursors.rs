@@ -374,7 +374,7 @@ impl Cursors {
         }
         if fetched.is_empty() && some_came {
             cursor.failures += 1;
-            cursor.not_before = Some(now + backoff::delay(cursor.failures));
+            cursor.not_before = Some(now + backoff::search(cursor.failures));
             let Assigned {
                 topic, partition, ..
             } = &*cursor.assigned;
@@ -404,7 +404,7 @@ impl Cursors {
         let (topic, partition) = (&cursor.assigned.topic, cursor.assigned.partition);
         let error = error.at(topic, partition);
         cursor.failures += 1;
-        let delay = backoff::delay(cursor.failures);
+        let delay = backoff::delay(error.kind(), cursor.failures);
         cursor.not_before = Some(now + delay);
         self.refresh_wanted = true;
         if error.is_retriable() {

@@ -231,7 +231,7 @@ impl Fetcher {
                             }
                         }
                         // Also after a success: a leader may still be missing.
-                        refresh_not_before = Some(Instant::now() + backoff::delay(refresh_failures.max(1)));
+                        refresh_not_before = Some(Instant::now() + backoff::search(refresh_failures.max(1)));
                         let deposed = self.cursors.find_leaders(self.client.cached());
                         self.interrupt(deposed.into_iter(), &mut polls);
                     }

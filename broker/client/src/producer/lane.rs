@@ -162,7 +162,7 @@ impl Lane {
             }
             Err(error) if error.is_retriable() => {
                 self.failures += 1;
-                let delay = backoff::delay(self.failures);
+                let delay = backoff::delay(error.kind(), self.failures);
                 self.not_before = Some(now + delay);
                 if unit.deadline().is_some_and(|deadline| deadline <= now) {
                     unit.last_error = Some(error);

@@ -37,7 +37,7 @@ use self::{
     sender::Sender,
 };
 use crate::{
-    Client,
+    Client, backoff,
     error::{Error, ErrorKind},
     metadata::Topic,
     partitioner::Partitioner,
@@ -230,11 +230,7 @@ impl ProducerBuilder {
             Error::new(ErrorKind::InvalidRequest, message)
         })?;
         let identity = match idempotent.unwrap_or(config.acks != Acks::None) {
-            true => Some(
-                client
-                    .until(client.deadline(), || client.new_identity())
-                    .await?,
-            ),
+            true => Some(backoff::until(client.deadline(), || client.new_identity()).await?),
             false => None,
         };
         let accumulator = Accumulator::new(

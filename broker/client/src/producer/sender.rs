@@ -390,7 +390,7 @@ impl Sender {
         broker.in_flight = broker.in_flight.saturating_sub(answer.requests);
         if answer.is_down {
             broker.failures += 1;
-            broker.not_before = Some(now + backoff::delay(broker.failures));
+            broker.not_before = Some(now + backoff::search(broker.failures));
             self.refresh_wanted = true;
         } else {
             broker.failures = 0;
@@ -490,7 +490,7 @@ impl Sender {
             let client = self.shared.client.clone();
             let deadline = now + self.accumulator().delivery_timeout;
             self.side.spawn(async move {
-                Side::Identity(client.until(deadline, || client.new_identity()).await)
+                Side::Identity(backoff::until(deadline, || client.new_identity()).await)
             });
         }
     }
@@ -535,7 +535,7 @@ impl Sender {
             }
         }
         // Also after a success: the leader may still be missing, and asking without pause would not bring it back.
-        self.refresh_not_before = Some(now + backoff::delay(self.refresh_failures.max(1)));
+        self.refresh_not_before = Some(now + backoff::search(self.refresh_failures.max(1)));
         if result.is_err() {
             return;
         }
