@@ -38,6 +38,7 @@ mod offsets;
 mod partitioner;
 mod producer;
 mod race;
+mod refresh;
 mod transport;
 
 pub use bytes::Bytes;

@@ -5,13 +5,18 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
 use millrace_proto::v1;
 use parking_lot::Mutex;
 
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, LeaderHint};
+
+/// A broker that lost its leadership may not know it for so long: until its session is over, 6 s by default, and some more
+/// for clocks and pauses. What it says of a log's end in that time may be outdated.
+pub(crate) const STALE_LEADER: Duration = Duration::from_secs(10);
 
 /// A cluster as a broker described it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -184,6 +189,11 @@ pub(crate) struct Leader {
     pub(crate) address: Option<Arc<str>>,
 }
 
+/// Whether a hint tells more than what is known. An epoch has one leader at most: of the same epoch only its address can be news.
+fn is_news(known: &Leader, hint: &LeaderHint<'_>) -> bool {
+    hint.epoch > known.epoch || (hint.epoch == known.epoch && known.address.is_none())
+}
+
 #[derive(Debug, Default)]
 struct Snapshot {
     brokers: Vec<Arc<str>>,
@@ -293,7 +303,7 @@ impl Metadata {
         if known
             .leaders
             .get(index)
-            .is_none_or(|leader| leader.epoch >= hint.epoch)
+            .is_none_or(|leader| !is_news(leader, &hint))
         {
             return;
         }
@@ -373,6 +383,22 @@ mod tests {
         );
         metadata.apply(&response(6, 1)).unwrap();
         assert_eq!(metadata.leader("t", 0).as_deref(), Some("b1:7070"));
+        metadata.apply_hint("t", 0, &hint(5, "b2:7070"));
+        assert_eq!(
+            metadata.leader("t", 0).as_deref(),
+            Some("b1:7070"),
+            "a hint of an older epoch is none"
+        );
+    }
+
+    #[test]
+    fn a_hint_of_the_same_epoch_tells_where_a_leader_is_whose_address_was_not_known() {
+        let metadata = Metadata::default();
+        // Told by a broker that doesn't know broker 3 yet.
+        metadata.apply(&response(4, 3)).unwrap();
+        assert_eq!(metadata.leader("t", 0), None);
+        metadata.apply_hint("t", 0, &hint(4, "b3:7070"));
+        assert_eq!(metadata.leader("t", 0).as_deref(), Some("b3:7070"));
     }
 
     #[test]

@@ -139,6 +139,8 @@ pub(crate) struct Unit {
     pub(crate) batches: Vec<Batch>,
     /// With the first batch's sequence.
     pub(crate) producer: Option<ProducerState>,
+    /// Whether a broker may have appended it although no answer says so.
+    pub(crate) is_in_doubt: bool,
     /// Why the last try failed.
     pub(crate) last_error: Option<Error>,
 }

@@ -8,10 +8,15 @@
 //! - `OUT_OF_ORDER_SEQUENCE` with nothing unresolved before it means a gap: an earlier unit failed for good, or the broker forgot
 //!   the producer. The answer proves that the unit is not in the log, nor anything after it, so it is safe to go on
 //!   under a new producer id, with sequences from 0. Only this partition changes its id; Kafka renews the whole producer.
-//! - The first unit under an id goes alone: a broker that knows nothing of the id may take any first sequence, so a second unit
-//!   must not overtake the first.
+//! - It proves nothing if the unit may have been appended already and the broker may have lost its leadership without knowing:
+//!   then the unit keeps its sequence and is tried again until no such broker can be left.
+//! - The first unit under an id, or at another leader, or after a failure that left open what was appended, goes alone: a broker
+//!   that knows nothing of the id, or had to truncate all that it knew, may take any first sequence, so a second
+//!   unit must not overtake the first.
+//! - A unit that may have been appended parts into its batches: a leader that has only the first of them would take the whole
+//!   for a duplicate.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use millrace_record::ProducerState;
 use tokio::time::Instant;
@@ -31,11 +36,16 @@ pub(crate) struct Lane {
     /// Its `base_sequence` is the next to be given out. Absent: not idempotent.
     identity: Option<ProducerState>,
     next_order: u64,
-    /// Whether the broker has taken a unit under this id.
+    /// Whether the leader has taken a unit under this id.
     established: bool,
     /// Waits for all in flight to come back.
     halted: bool,
+    /// Whether the pause after this failure is set: what comes back after the first failed with it.
+    backs_off: bool,
     needs_identity: bool,
+    /// How long a gap that would cost a unit in doubt its sequence must have shown.
+    patience: Duration,
+    gap_since: Option<Instant>,
     in_flight: VecDeque<Flight>,
     retry: VecDeque<Unit>,
     failures: u32,
@@ -60,9 +70,12 @@ pub(crate) enum Verdict {
 }
 
 impl Lane {
-    pub(crate) fn new(identity: Option<ProducerState>) -> Self {
+    /// `patience`: for how long an acknowledged unit may be missing at whoever takes itself for the leader. Zero: nothing
+    /// acknowledged has to survive a leader.
+    pub(crate) fn new(identity: Option<ProducerState>, patience: Duration) -> Self {
         Lane {
             identity,
+            patience,
             ..Lane::default()
         }
     }
@@ -78,6 +91,11 @@ impl Lane {
 
     pub(crate) fn has_in_flight(&self) -> bool {
         !self.in_flight.is_empty()
+    }
+
+    /// Whether the last try failed.
+    pub(crate) fn is_failing(&self) -> bool {
+        self.failures > 0
     }
 
     /// The size of the unit that has to be sent again next.
@@ -105,6 +123,7 @@ impl Lane {
             order: self.next_order,
             batches,
             producer: self.identity,
+            is_in_doubt: false,
             last_error: None,
         };
         // A place for each batch, in case that they have to part.
@@ -155,48 +174,85 @@ impl Lane {
             Err(error) if unit.is_settled() => Verdict::Done(unit, Err(error)),
             Err(error) if idempotent && error.kind() == ErrorKind::OutOfOrderSequence => {
                 if !self.is_unresolved_before(unit.order) {
-                    tracing::warn!(%error, order = unit.order, "a gap in the sequence: going on under a new producer id");
-                    self.needs_identity = true;
+                    self.on_gap(&unit, &error, now);
                 }
                 self.keep(unit, error)
             }
             Err(error) if error.is_retriable() => {
-                self.failures += 1;
-                let delay = backoff::delay(error.kind(), self.failures);
-                self.not_before = Some(now + delay);
+                self.back_off(&unit, &error, now);
+                if leaves_doubt(&error) {
+                    self.established = false;
+                    unit.is_in_doubt = true;
+                }
                 if unit.deadline().is_some_and(|deadline| deadline <= now) {
                     unit.last_error = Some(error);
                     let expired = timed_out(&unit);
                     Verdict::Done(unit, Err(expired))
+                } else if idempotent && unit.is_in_doubt {
+                    self.keep_apart(unit, error)
                 } else {
-                    if let Some(batch) = unit.batches.first() {
-                        let (topic, partition) =
-                            (&batch.completion.topic, batch.completion.partition);
-                        tracing::warn!(%topic, partition, %error, ?delay, failures = self.failures, "retrying to produce");
-                    }
                     self.keep(unit, error)
                 }
             }
             Err(error) if is_batchs_fault(&error) && unit.batches.len() > 1 => {
                 // Nothing was appended. One at a time, so that only the bad one fails.
-                for single in split(unit) {
-                    self.keep(single, error.clone());
-                }
-                Verdict::Again
+                self.keep_apart(unit, error)
             }
             Err(error) => Verdict::Done(unit, Err(error)),
         };
         if self.in_flight.is_empty() {
             self.halted = false;
+            self.backs_off = false;
         }
         verdict
+    }
+
+    /// Sets the pause before the next try, once for all that fail together.
+    fn back_off(&mut self, unit: &Unit, error: &Error, now: Instant) {
+        if std::mem::replace(&mut self.backs_off, true) {
+            return;
+        }
+        self.failures = self.failures.saturating_add(1);
+        let delay = backoff::delay(error.kind(), self.failures);
+        self.not_before = Some(now + delay);
+        if let Some(batch) = unit.batches.first() {
+            let (topic, partition) = (&batch.completion.topic, batch.completion.partition);
+            tracing::warn!(%topic, partition, %error, ?delay, failures = self.failures, "retrying to produce");
+        }
+    }
+
+    /// What is before the unit is not in the log of the broker that answered, and won't come.
+    fn on_gap(&mut self, unit: &Unit, error: &Error, now: Instant) {
+        let since = *self.gap_since.get_or_insert(now);
+        if unit.is_in_doubt && now - since < self.patience {
+            self.back_off(unit, error, now);
+            return;
+        }
+        tracing::warn!(%error, order = unit.order, "a gap in the sequence: going on under a new producer id");
+        self.needs_identity = true;
+    }
+
+    /// Another leader is known: what failed at the last one is tried there without delay.
+    pub(crate) fn on_new_leader(&mut self) {
+        self.established = false;
+        self.failures = 0;
+        self.not_before = None;
+        self.gap_since = None;
     }
 
     fn succeeded(&mut self, unit: Unit, ack: Ack) -> Verdict {
         self.established = true;
         self.failures = 0;
         self.not_before = None;
+        self.gap_since = None;
         Verdict::Done(unit, Ok(ack))
+    }
+
+    fn keep_apart(&mut self, unit: Unit, error: Error) -> Verdict {
+        for single in split(unit) {
+            self.keep(single, error.clone());
+        }
+        Verdict::Again
     }
 
     fn keep(&mut self, mut unit: Unit, error: Error) -> Verdict {
@@ -228,9 +284,11 @@ impl Lane {
         });
         self.established = false;
         self.needs_identity = false;
+        self.gap_since = None;
         let mut retry = std::mem::take(&mut self.retry);
         for unit in &mut retry {
             unit.producer = self.identity;
+            unit.is_in_doubt = false;
             self.advance(unit);
         }
         self.retry = retry;
@@ -285,6 +343,15 @@ impl Lane {
     }
 }
 
+/// Whether the broker may have appended what it answered with this. `NOT_LEADER` may come from a leader that lost its leadership
+/// while followers were on their way to the unit.
+fn leaves_doubt(error: &Error) -> bool {
+    !matches!(
+        error.kind(),
+        ErrorKind::Throttled | ErrorKind::DiskFull | ErrorKind::NotEnoughReplicas
+    )
+}
+
 fn is_batchs_fault(error: &Error) -> bool {
     matches!(
         error.kind(),
@@ -302,6 +369,7 @@ fn split(unit: Unit) -> impl Iterator<Item = Unit> {
         order,
         batches,
         mut producer,
+        is_in_doubt,
         ..
     } = unit;
     batches.into_iter().zip(order..).map(move |(batch, order)| {
@@ -310,6 +378,7 @@ fn split(unit: Unit) -> impl Iterator<Item = Unit> {
             order,
             batches: vec![batch],
             producer,
+            is_in_doubt,
             last_error: None,
         };
         if let Some(state) = &mut producer {
@@ -349,6 +418,7 @@ mod tests {
         epoch: 0,
         base_sequence: 0,
     };
+    const PATIENCE: Duration = Duration::from_secs(10);
     const NEW_ID: ProducerState = ProducerState {
         id: 2,
         epoch: 0,
@@ -388,7 +458,7 @@ mod tests {
 
     /// A lane with its first unit acknowledged: 10 records.
     fn established(now: Instant) -> Lane {
-        let mut lane = Lane::new(Some(ID));
+        let mut lane = Lane::new(Some(ID), PATIENCE);
         let unit = lane.send_new(0, vec![batch(now, 10)]);
         assert!(matches!(
             lane.on_answer(unit, acked(0), now),
@@ -400,7 +470,7 @@ mod tests {
     #[test]
     fn the_first_unit_under_an_id_goes_alone_and_later_ones_are_pipelined() {
         let now = Instant::now();
-        let mut lane = Lane::new(Some(ID));
+        let mut lane = Lane::new(Some(ID), PATIENCE);
         assert!(lane.can_send(now));
         let first = lane.send_new(0, vec![batch(now, 3), batch(now, 4)]);
         assert_eq!(sequence(&first), (1, 0));
@@ -531,10 +601,94 @@ mod tests {
             "names the last failure: {message}"
         );
         // The second may be in the log after all: a new id would write it twice.
-        let second = lane.send_again().unwrap();
-        assert_eq!(sequence(&second), (1, 15));
-        lane.on_answer(second, Err(error(ErrorKind::OutOfOrderSequence)), later);
+        for (after, renumbers) in [(0, false), (9, false), (10, true)] {
+            let second = lane.send_again().unwrap();
+            assert_eq!(sequence(&second), (1, 15));
+            let at = later + Duration::from_secs(after);
+            lane.on_answer(second, Err(error(ErrorKind::OutOfOrderSequence)), at);
+            assert_eq!(lane.outworn_identity().is_some(), renumbers, "{after} s");
+            assert_eq!(lane.not_before().is_some_and(|time| time > at), !renumbers);
+        }
+    }
+
+    #[test]
+    fn a_unit_in_doubt_is_renumbered_at_once_if_nothing_acknowledged_has_to_survive() {
+        let now = Instant::now();
+        let mut lane = Lane::new(Some(ID), Duration::ZERO);
+        let unit = lane.send_new(0, vec![batch(now, 10)]);
+        lane.on_answer(unit, acked(0), now);
+        let unit = lane.send_new(0, vec![batch(now, 10)]);
+        lane.on_answer(unit, Err(error(ErrorKind::Transport)), now);
+        let unit = lane.send_again().unwrap();
+        lane.on_answer(unit, Err(error(ErrorKind::OutOfOrderSequence)), now);
         assert_eq!(lane.outworn_identity(), Some(1));
+    }
+
+    #[test]
+    fn at_a_new_leader_all_is_sent_again_without_delay_the_first_alone() {
+        let now = Instant::now();
+        let mut lane = established(now);
+        let units: Vec<Unit> = (0..3)
+            .map(|_| lane.send_new(0, vec![batch(now, 5)]))
+            .collect();
+        for unit in units {
+            lane.on_answer(unit, Err(error(ErrorKind::NotLeader)), now);
+        }
+        assert!(!lane.can_send(now), "backs off until the leader is known");
+        assert!(lane.can_send(now + Duration::from_millis(20)));
+        lane.on_new_leader();
+        assert!(lane.can_send(now));
+        let first = lane.send_again().unwrap();
+        assert_eq!(sequence(&first), (1, 10));
+        assert!(
+            !lane.can_send(now),
+            "the second must not overtake the first"
+        );
+        lane.on_answer(first, acked(10), now);
+        for expected in [15, 20] {
+            assert!(lane.can_send(now));
+            assert_eq!(sequence(&lane.send_again().unwrap()), (1, expected));
+        }
+    }
+
+    #[test]
+    fn what_fails_together_backs_off_once() {
+        let now = Instant::now();
+        let mut lane = established(now);
+        let mut units: Vec<Unit> = (0..5)
+            .map(|_| lane.send_new(0, vec![batch(now, 5)]))
+            .collect();
+        for longest in [50, 100, 200] {
+            for unit in units.drain(..) {
+                lane.on_answer(unit, Err(error(ErrorKind::Throttled)), now);
+            }
+            let delay = lane.not_before().unwrap() - now;
+            assert!(delay <= Duration::from_millis(longest), "{delay:?}");
+            units.extend(std::iter::from_fn(|| lane.send_again()));
+        }
+    }
+
+    #[test]
+    fn a_unit_that_may_have_been_appended_parts_into_its_batches_and_a_refused_one_does_not() {
+        let now = Instant::now();
+        for (kind, units) in [
+            (ErrorKind::Transport, 3),
+            (ErrorKind::TimedOut, 3),
+            (ErrorKind::NotLeader, 3),
+            (ErrorKind::ShuttingDown, 3),
+            (ErrorKind::Throttled, 1),
+            (ErrorKind::DiskFull, 1),
+            (ErrorKind::NotEnoughReplicas, 1),
+        ] {
+            let mut lane = established(now);
+            let unit = lane.send_new(0, vec![batch(now, 1), batch(now, 2), batch(now, 3)]);
+            lane.on_answer(unit, Err(error(kind)), now);
+            let retries = lane.take_retries();
+            assert_eq!(retries.len(), units, "{kind:?}");
+            let sequences: Vec<_> = retries.iter().map(sequence).collect();
+            let expected = [(1, 10), (1, 11), (1, 13)];
+            assert_eq!(sequences, expected[..units], "{kind:?}");
+        }
     }
 
     #[test]
@@ -557,7 +711,7 @@ mod tests {
     #[test]
     fn without_idempotence_nothing_is_numbered_and_sequence_errors_are_final() {
         let now = Instant::now();
-        let mut lane = Lane::new(None);
+        let mut lane = Lane::new(None, PATIENCE);
         let first = lane.send_new(0, vec![batch(now, 1)]);
         assert!(lane.can_send(now) && first.producer.is_none());
         let verdict = lane.on_answer(first, Err(error(ErrorKind::OutOfOrderSequence)), now);

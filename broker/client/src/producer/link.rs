@@ -7,31 +7,41 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use millrace_proto::v1;
 use tokio::{
-    sync::mpsc,
+    sync::{Notify, mpsc},
     time::{Instant, sleep_until},
 };
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, Streaming};
 
-use super::{Acks, batch::Unit, delivery::Ack};
+use super::{Acks, batch::Unit, delivery::Ack, stream::Stream};
 use crate::{
     Client,
     error::{Error, ErrorKind},
-    transport::Transport,
 };
 
 /// The broker gets `request_timeout` for the request; its answer gets this much more to arrive.
 const GRACE: Duration = Duration::from_secs(2);
+/// A request without answer for so long is told to the sender, and again after each such time.
+pub(crate) const STUCK: Duration = Duration::from_millis(500);
 
-/// What came of one request, or of all at once when the stream broke.
+/// What came of requests.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) broker: usize,
     /// How many requests are over.
     pub(crate) requests: usize,
     pub(crate) units: Vec<(Unit, Result<Ack, Error>)>,
-    /// Whether it was the connection that failed.
-    pub(crate) is_down: bool,
+    pub(crate) health: Health,
+}
+
+/// What an answer says of the broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Health {
+    Well,
+    /// Nothing.
+    Untold,
+    /// A request has had no answer for long.
+    Stuck,
+    /// The connection failed, and with it all requests under way.
+    Down,
 }
 
 pub(crate) struct Link {
@@ -41,17 +51,22 @@ pub(crate) struct Link {
     pub(crate) acks: Acks,
     pub(crate) max_in_flight: usize,
     pub(crate) answers: mpsc::Sender<Answer>,
-}
-
-struct Stream {
-    requests: mpsc::Sender<v1::ProduceStreamRequest>,
-    answers: Streaming<v1::ProduceStreamResponse>,
+    /// Some partition has another leader now.
+    pub(crate) moved: Arc<Notify>,
 }
 
 struct Outstanding {
     id: u64,
+    sent: Instant,
     overdue: Instant,
-    units: Vec<Unit>,
+    /// Without those that were given up. What the broker says of them later counts no more.
+    units: Vec<Option<Unit>>,
+}
+
+impl Outstanding {
+    fn has_units(&self) -> bool {
+        self.units.iter().any(Option::is_some)
+    }
 }
 
 impl Link {
@@ -60,19 +75,35 @@ impl Link {
         let mut stream: Option<Stream> = None;
         let mut outstanding: VecDeque<Outstanding> = VecDeque::new();
         let mut next_id = 0;
+        let mut told_stuck: Option<Instant> = None;
         loop {
             let overdue = outstanding.front().map(|request| request.overdue);
+            let awaited = outstanding.iter().find(|request| request.has_units());
+            let stuck = awaited.map(|request| {
+                let since = told_stuck.map_or(request.sent, |told| told.max(request.sent));
+                since + STUCK
+            });
+            let now = Instant::now;
             let broken = tokio::select! {
                 units = requests.recv() => {
                     let Some(units) = units else { return };
                     next_id += 1;
                     self.send(units, next_id, &mut stream, &mut outstanding).await.err()
                 }
-                answer = next_answer(&mut stream), if stream.is_some() => match answer {
+                answer = next_answer(&mut stream, &self.address) => match answer {
                     Ok(answer) => self.on_answer(answer, &mut outstanding).await.err(),
-                    Err(status) => Some(self.broken(&status)),
+                    Err(error) => Some(error),
                 },
-                () = sleep_until(overdue.unwrap_or_else(Instant::now)), if overdue.is_some() => {
+                () = self.moved.notified() => {
+                    self.give_up_moved(&mut outstanding).await;
+                    None
+                }
+                () = sleep_until(stuck.unwrap_or_else(now)), if stuck.is_some() => {
+                    told_stuck = Some(now());
+                    self.answer(0, Vec::new(), Health::Stuck).await;
+                    None
+                }
+                () = sleep_until(overdue.unwrap_or_else(now)), if overdue.is_some() => {
                     let message = format!("broker {} left a produce request unanswered for too long", self.address);
                     Some(Error::new(ErrorKind::Transport, message))
                 }
@@ -81,16 +112,6 @@ impl Link {
                 stream = None;
                 self.fail_all(error, &mut outstanding).await;
             }
-        }
-    }
-
-    fn broken(&self, status: &Option<Status>) -> Error {
-        match status {
-            Some(status) => Error::from_status(status, &self.address),
-            None => Error::new(
-                ErrorKind::Transport,
-                format!("broker {} ended the produce stream", self.address),
-            ),
         }
     }
 
@@ -122,13 +143,7 @@ impl Link {
         }
         if !unfit.is_empty() {
             let requests = usize::from(sent.is_empty());
-            self.answer(Answer {
-                broker: self.broker,
-                requests,
-                units: unfit,
-                is_down: false,
-            })
-            .await;
+            self.answer(requests, unfit, Health::Untold).await;
         }
         if sent.is_empty() {
             return Ok(());
@@ -151,37 +166,21 @@ impl Link {
             });
             sent.iter().for_each(|unit| unit.complete(&sent_off));
         }
+        let now = Instant::now();
         outstanding.push_back(Outstanding {
             id,
-            overdue: Instant::now() + timeout + GRACE,
-            units: sent,
+            sent: now,
+            overdue: now + timeout + GRACE,
+            units: sent.into_iter().map(Some).collect(),
         });
-        match stream {
-            // There is a place for every request in flight, so this fails only if the stream is gone.
-            Some(stream) => stream
-                .requests
-                .send(request)
-                .await
-                .map_err(|_| self.broken(&None)),
-            None => {
-                *stream = Some(self.open(request, timeout).await?);
-                Ok(())
+        let stream = match stream {
+            Some(stream) => stream,
+            none => {
+                let room = self.max_in_flight + 1;
+                none.insert(Stream::open(&self.client, &self.address, room, timeout)?)
             }
-        }
-    }
-
-    /// Opens the stream with its first request on the way, for servers that answer nothing before they got one.
-    async fn open(
-        &self,
-        first: v1::ProduceStreamRequest,
-        timeout: Duration,
-    ) -> Result<Stream, Error> {
-        let (requests, body) = mpsc::channel(self.max_in_flight + 1);
-        let mut service = self.client.transport().producer(&self.address)?;
-        requests.send(first).await.map_err(|_| self.broken(&None))?;
-        let call = service.produce_stream(ReceiverStream::new(body));
-        let answers = Transport::call(&self.address, timeout, call).await?;
-        Ok(Stream { requests, answers })
+        };
+        stream.send(request, &self.address)
     }
 
     async fn on_answer(
@@ -210,23 +209,17 @@ impl Link {
         let units = match answer.error {
             Some(error) => {
                 let error = Error::from_proto(error);
+                let units = units.into_iter().flatten();
+                units.map(|unit| (unit, Err(error.clone()))).collect()
+            }
+            None => {
+                let units = units.into_iter().zip(results);
                 units
-                    .into_iter()
-                    .map(|unit| (unit, Err(error.clone())))
+                    .filter_map(|(unit, result)| Some((unit?, outcome(result))))
                     .collect()
             }
-            None => units
-                .into_iter()
-                .zip(results.into_iter().map(outcome))
-                .collect(),
         };
-        self.answer(Answer {
-            broker: self.broker,
-            requests: 1,
-            units,
-            is_down: false,
-        })
-        .await;
+        self.answer(1, units, Health::Well).await;
         Ok(())
     }
 
@@ -237,32 +230,68 @@ impl Link {
         )
     }
 
+    /// Turns away from units whose partitions have another leader: the broker may hang, and the new leader knows what the old
+    /// one has committed.
+    async fn give_up_moved(&self, outstanding: &mut VecDeque<Outstanding>) {
+        let metadata = self.client.cached();
+        let mut moved = Vec::new();
+        for unit in outstanding
+            .iter_mut()
+            .flat_map(|request| &mut request.units)
+        {
+            let leader = unit.as_ref().and_then(|unit| {
+                let completion = &unit.batches.first()?.completion;
+                metadata.leader(&completion.topic, completion.partition)
+            });
+            if let Some(leader) = leader.filter(|leader| *leader != self.address)
+                && let Some(unit) = unit.take()
+            {
+                let message = format!(
+                    "broker {} had not answered when {leader} became the leader",
+                    self.address
+                );
+                moved.push((unit, Err(Error::new(ErrorKind::Transport, message))));
+            }
+        }
+        if !moved.is_empty() {
+            self.answer(0, moved, Health::Untold).await;
+        }
+    }
+
     async fn fail_all(&self, error: Error, outstanding: &mut VecDeque<Outstanding>) {
         let requests = outstanding.len();
-        let units = outstanding.drain(..).flat_map(|request| request.units);
+        let units = outstanding
+            .drain(..)
+            .flat_map(|request| request.units)
+            .flatten();
         let units = units.map(|unit| (unit, Err(error.clone()))).collect();
         tracing::warn!(broker = %self.address, %error, requests, "the produce stream broke");
-        self.answer(Answer {
+        self.answer(requests, units, Health::Down).await;
+    }
+
+    async fn answer(
+        &self,
+        requests: usize,
+        units: Vec<(Unit, Result<Ack, Error>)>,
+        health: Health,
+    ) {
+        let answer = Answer {
             broker: self.broker,
             requests,
             units,
-            is_down: true,
-        })
-        .await;
-    }
-
-    async fn answer(&self, answer: Answer) {
+            health,
+        };
         // Fails only when the sender is gone and has told its callers.
         let _ = self.answers.send(answer).await;
     }
 }
 
-/// The next answer; `None` as the error means a regular end.
 async fn next_answer(
     stream: &mut Option<Stream>,
-) -> Result<v1::ProduceStreamResponse, Option<Status>> {
+    address: &str,
+) -> Result<v1::ProduceStreamResponse, Error> {
     match stream {
-        Some(stream) => stream.answers.message().await.map_err(Some)?.ok_or(None),
+        Some(stream) => stream.next(address).await,
         None => std::future::pending().await,
     }
 }

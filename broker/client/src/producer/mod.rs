@@ -11,6 +11,7 @@ mod link;
 mod record;
 mod route;
 mod sender;
+mod stream;
 
 use std::{
     collections::HashMap,

@@ -12,22 +12,24 @@ use std::{
 
 use millrace_record::ProducerState;
 use tokio::{
-    sync::mpsc,
+    sync::{Notify, mpsc},
     task::JoinSet,
     time::{Instant, MissedTickBehavior, interval_at, sleep_until},
 };
 
 use super::{
-    Shared,
+    Acks, Shared,
     accumulator::{Accumulator, Partition, Readiness},
     batch::{Batch, Unit},
     delivery::Ack,
     lane::{Lane, Verdict, timed_out},
-    link::{Answer, Link},
+    link::{Answer, Health, Link, STUCK},
 };
 use crate::{
     backoff,
     error::{Error, ErrorKind},
+    metadata::STALE_LEADER,
+    refresh::Refresh,
 };
 
 /// How far ahead the sender looks when it has nothing to wait for.
@@ -41,8 +43,8 @@ struct Seat {
     leader: Option<usize>,
     /// Where its units in flight are.
     via: Option<usize>,
-    /// Whether it is in its leader's `ready`.
-    queued: bool,
+    /// The broker in whose `ready` it is. Entries in others' are left over from earlier leaders.
+    queued: Option<usize>,
     /// Whether to send the open batch although it isn't due.
     force: bool,
     /// The earliest entry among the timers.
@@ -51,10 +53,13 @@ struct Seat {
 
 struct Broker {
     requests: mpsc::Sender<Vec<Unit>>,
+    moved: Arc<Notify>,
     in_flight: usize,
     ready: VecDeque<usize>,
     failures: u32,
     not_before: Option<Instant>,
+    /// Until then it counts as one that leaves requests unanswered.
+    stuck_until: Option<Instant>,
 }
 
 /// The outcome of work beside sending.
@@ -71,10 +76,7 @@ pub(crate) struct Sender {
     timers: BinaryHeap<Reverse<(Instant, usize)>>,
     answers: (mpsc::Sender<Answer>, mpsc::Receiver<Answer>),
     side: JoinSet<Side>,
-    refresh_wanted: bool,
-    refreshing: bool,
-    refresh_failures: u32,
-    refresh_not_before: Option<Instant>,
+    refresh: Refresh,
     identity: Option<ProducerState>,
     identity_wanted: bool,
     /// Partitions that need another producer id.
@@ -93,10 +95,7 @@ impl Sender {
             timers: BinaryHeap::new(),
             answers: mpsc::channel(256),
             side: JoinSet::new(),
-            refresh_wanted: false,
-            refreshing: false,
-            refresh_failures: 0,
-            refresh_not_before: None,
+            refresh: Refresh::default(),
             identity,
             identity_wanted: false,
             outworn: Vec::new(),
@@ -147,7 +146,7 @@ impl Sender {
                 },
                 () = sleep_until(wake) => {}
                 _ = expiry.tick() => self.expire(Instant::now()),
-                _ = upkeep.tick() => self.refresh_wanted = !self.seats.is_empty(),
+                _ = upkeep.tick() => self.refresh.want(),
             }
         }
         self.finish();
@@ -173,15 +172,19 @@ impl Sender {
             return;
         }
         let fresh = self.shared.partitions_from(self.seats.len());
+        let patience = match self.shared.config.acks {
+            Acks::All => STALE_LEADER,
+            Acks::Leader | Acks::None => Duration::ZERO,
+        };
         for partition in fresh {
             let leader = self.leader_of(&partition);
-            let lane = Lane::new(self.identity);
+            let lane = Lane::new(self.identity, patience);
             self.seats.push(Seat {
                 partition,
                 lane,
                 leader,
                 via: None,
-                queued: false,
+                queued: None,
                 force: false,
                 timer: None,
             });
@@ -204,6 +207,7 @@ impl Sender {
         let max_in_flight = self.shared.config.max_in_flight;
         let (requests, inbox) = mpsc::channel(max_in_flight);
         let broker = self.brokers.len();
+        let moved = Arc::new(Notify::new());
         let link = Link {
             broker,
             address: address.clone(),
@@ -211,17 +215,41 @@ impl Sender {
             acks: self.shared.config.acks,
             max_in_flight,
             answers: self.answers.0.clone(),
+            moved: moved.clone(),
         };
         tokio::spawn(link.run(inbox));
         self.brokers.push(Broker {
             requests,
+            moved,
             in_flight: 0,
             ready: VecDeque::new(),
             failures: 0,
             not_before: None,
+            stuck_until: None,
         });
         self.by_address.insert(address, broker);
         Some(broker)
+    }
+
+    /// Looks up the partition's leader. If it is another one, nothing waits for the last one any more.
+    fn follow_leader(&mut self, slot: usize) {
+        let partition = self.seats[slot].partition.clone();
+        let leader = self.leader_of(&partition);
+        let seat = &mut self.seats[slot];
+        if seat.leader == leader {
+            return;
+        }
+        seat.leader = leader;
+        seat.queued = None;
+        if leader.is_none() {
+            return;
+        }
+        seat.lane.on_new_leader();
+        if seat.lane.has_in_flight()
+            && let Some(via) = seat.via.filter(|via| Some(*via) != leader)
+        {
+            self.brokers[via].moved.notify_one();
+        }
     }
 
     fn force_all(&mut self, now: Instant) {
@@ -237,7 +265,7 @@ impl Sender {
         let Some(seat) = self.seats.get_mut(slot) else {
             return;
         };
-        if seat.queued {
+        if seat.queued.is_some() {
             return;
         }
         let readiness = match seat.lane.next_retry() {
@@ -250,10 +278,10 @@ impl Sender {
             Readiness::Lingering(_) | Readiness::Ready => {
                 match (seat.lane.can_send(now), seat.leader) {
                     (true, Some(leader)) => {
-                        seat.queued = true;
+                        seat.queued = Some(leader);
                         self.brokers[leader].ready.push_back(slot);
                     }
-                    (true, None) => self.refresh_wanted = true,
+                    (true, None) => self.refresh.want(),
                     (false, _) => {
                         // If it waits for answers instead, they bring it back here.
                         if let Some(time) = seat.lane.not_before().filter(|time| *time > now) {
@@ -319,7 +347,7 @@ impl Sender {
                             broker: index,
                             requests: 1,
                             units,
-                            is_down: true,
+                            health: Health::Down,
                         },
                         now,
                     );
@@ -336,13 +364,16 @@ impl Sender {
         let mut later = Vec::new();
         while let Some(slot) = self.brokers[broker].ready.pop_front() {
             let seat = &mut self.seats[slot];
-            seat.queued = false;
+            if seat.queued != Some(broker) {
+                continue;
+            }
+            seat.queued = None;
             if seat.leader != Some(broker) || !seat.lane.can_send(now) {
                 later.push(slot);
                 continue;
             }
             if seat.lane.has_in_flight() && seat.via != Some(broker) {
-                // The old leader's answers come first, else the order would be lost; they bring it back.
+                // What is under way at the old leader comes back first, else the order would be lost; that brings it back.
                 continue;
             }
             let alone = units.is_empty();
@@ -388,35 +419,39 @@ impl Sender {
     fn on_answer(&mut self, answer: Answer, now: Instant) {
         let broker = &mut self.brokers[answer.broker];
         broker.in_flight = broker.in_flight.saturating_sub(answer.requests);
-        if answer.is_down {
-            broker.failures += 1;
-            broker.not_before = Some(now + backoff::search(broker.failures));
-            self.refresh_wanted = true;
-        } else {
-            broker.failures = 0;
-            broker.not_before = None;
+        match answer.health {
+            Health::Well => {
+                broker.failures = 0;
+                broker.not_before = None;
+                broker.stuck_until = None;
+            }
+            Health::Untold => {}
+            Health::Stuck => broker.stuck_until = Some(now + 2 * STUCK),
+            Health::Down => {
+                broker.failures += 1;
+                broker.not_before = Some(now + backoff::search(broker.failures));
+                broker.stuck_until = None;
+                match broker.failures {
+                    1 => self.refresh.want_at_once(),
+                    _ => self.refresh.want(),
+                }
+            }
         }
         for (unit, result) in answer.units {
             let slot = unit.slot;
             let partition = self.seats[slot].partition.clone();
             let result = result.map_err(|error| error.at(&partition.topic, partition.index));
-            match result.as_ref().map_err(Error::kind) {
-                Err(ErrorKind::NotLeader) => {
-                    if let Err(error) = &result {
-                        self.shared.client.cached().apply_hint(
-                            &partition.topic,
-                            partition.index,
-                            error,
-                        );
-                    }
-                    self.seats[slot].leader = self.leader_of(&partition);
-                    self.refresh_wanted = true;
-                }
-                Err(ErrorKind::UnknownTopic) => self.shared.forget(&partition.topic),
-                _ => {}
+            if let Err(error) = &result {
+                let is_news = !self.seats[slot].lane.is_failing();
+                self.learn_from(error, &partition, is_news);
             }
+            let verdict = self.seats[slot].lane.on_answer(unit, result, now);
+            self.follow_leader(slot);
             let seat = &mut self.seats[slot];
-            let verdict = seat.lane.on_answer(unit, result, now);
+            if seat.leader.is_some_and(|leader| leader != answer.broker) {
+                // It failed where the leader is no more, which says nothing of the new one.
+                seat.lane.on_new_leader();
+            }
             if seat.lane.outworn_identity().is_some() {
                 self.outworn.push(slot);
             }
@@ -429,6 +464,25 @@ impl Sender {
                 self.settle(unit, &outcome);
             }
             self.touch(slot, now);
+        }
+    }
+
+    fn learn_from(&mut self, error: &Error, partition: &Partition, is_news: bool) {
+        match error.kind() {
+            ErrorKind::UnknownTopic => self.shared.forget(&partition.topic),
+            ErrorKind::NotLeader => {
+                let metadata = self.shared.client.cached();
+                metadata.apply_hint(&partition.topic, partition.index, error);
+                match is_news {
+                    true => self.refresh.want_at_once(),
+                    false => self.refresh.want(),
+                }
+            }
+            ErrorKind::Throttled | ErrorKind::DiskFull => {}
+            // Perhaps from a broker that does not know yet that it leads no more.
+            ErrorKind::OutOfOrderSequence => self.refresh.want(),
+            _ if error.is_retriable() => self.refresh.want(),
+            _ => {}
         }
     }
 
@@ -504,44 +558,38 @@ impl Sender {
     }
 
     fn start_refresh(&mut self, now: Instant) {
-        if !self.refresh_wanted
-            || self.refreshing
-            || self.refresh_not_before.is_some_and(|time| time > now)
-        {
+        let is_stuck = |broker: &Broker| broker.stuck_until.is_some_and(|until| until > now);
+        if self.brokers.iter().any(is_stuck) {
+            self.refresh.want();
+        }
+        if self.seats.is_empty() || !self.refresh.start(now) {
             return;
         }
         let topics = self.shared.topics();
-        self.refresh_wanted = false;
         if topics.is_empty() {
+            self.refresh.finish(now);
             return;
         }
-        self.refreshing = true;
         let client = self.shared.client.clone();
         self.side
             .spawn(async move { Side::Refreshed(client.refresh(&topics).await.map(drop)) });
     }
 
     fn on_refreshed(&mut self, result: Result<(), Error>, now: Instant) {
-        self.refreshing = false;
+        self.refresh.finish(now);
         match &result {
-            Ok(()) => {
-                self.refresh_failures = 0;
-                self.shared.take_over_growth();
-            }
+            Ok(()) => self.shared.take_over_growth(),
             Err(error) => {
-                self.refresh_failures += 1;
-                self.refresh_wanted = true;
+                self.refresh.want();
                 tracing::warn!(%error, "can't refresh metadata");
             }
         }
-        // Also after a success: the leader may still be missing, and asking without pause would not bring it back.
-        self.refresh_not_before = Some(now + backoff::search(self.refresh_failures.max(1)));
         if result.is_err() {
             return;
         }
         for slot in 0..self.seats.len() {
+            self.follow_leader(slot);
             let partition = self.seats[slot].partition.clone();
-            self.seats[slot].leader = self.leader_of(&partition);
             if self
                 .shared
                 .client
@@ -570,12 +618,9 @@ impl Sender {
             .iter()
             .filter(|b| !b.ready.is_empty())
             .filter_map(|b| b.not_before);
-        let refresh = self
-            .refresh_not_before
-            .filter(|_| self.refresh_wanted && !self.refreshing);
         brokers
             .chain(timer)
-            .chain(refresh)
+            .chain(self.refresh.due())
             .filter(|time| *time > now)
             .min()
             .unwrap_or(now + IDLE)
