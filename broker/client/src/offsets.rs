@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use crate::{
     Client, backoff,
     error::{Error, ErrorKind},
+    refresh::STUCK,
     transport::Transport,
 };
 
@@ -73,6 +74,7 @@ pub(crate) async fn find(
         if open.is_empty() {
             return Ok(found.into_iter().flatten().collect());
         }
+        let before = leaders(client, &queries, &open);
         let Err(error) = round(client, &queries, &open, &mut found, deadline).await else {
             continue;
         };
@@ -82,14 +84,31 @@ pub(crate) async fn find(
             return Err(error);
         }
         tracing::warn!(%error, ?delay, failures, "retrying to find offsets");
-        tokio::time::sleep(delay).await;
-        let mut topics: Vec<String> = open.iter().map(|&i| queries[i].topic.to_string()).collect();
-        topics.sort();
-        topics.dedup();
-        if let Err(error) = client.refresh(&topics).await {
+        // A new leader is asked without delay.
+        if leaders(client, &queries, &open) != before {
+            continue;
+        }
+        if let Err(error) = client.refresh(&topics(&queries, &open)).await {
             tracing::warn!(%error, "can't refresh metadata");
         }
+        if leaders(client, &queries, &open) == before {
+            tokio::time::sleep(delay).await;
+        }
     }
+}
+
+fn leaders(client: &Client, queries: &[Query], of: &[usize]) -> Vec<Option<Arc<str>>> {
+    let queries = of.iter().map(|&i| &queries[i]);
+    queries
+        .map(|query| client.cached().leader(&query.topic, query.partition))
+        .collect()
+}
+
+fn topics(queries: &[Query], of: &[usize]) -> Vec<String> {
+    let mut topics: Vec<String> = of.iter().map(|&i| queries[i].topic.to_string()).collect();
+    topics.sort();
+    topics.dedup();
+    topics
 }
 
 /// Asks every leader once for what is still open.
@@ -124,6 +143,21 @@ async fn round(
     Ok(())
 }
 
+/// Waits until metadata names another leader for any of the partitions that a broker is asked about.
+async fn deposed(client: &Client, address: &Arc<str>, queries: &[Query], asked: &[usize]) {
+    let topics = topics(queries, asked);
+    loop {
+        tokio::time::sleep(STUCK).await;
+        if let Err(error) = client.refresh(&topics).await {
+            tracing::warn!(%error, "can't refresh metadata");
+        }
+        let mut leaders = leaders(client, queries, asked).into_iter().flatten();
+        if leaders.any(|leader| leader != *address) {
+            return;
+        }
+    }
+}
+
 async fn ask(
     client: &Client,
     address: &Arc<str>,
@@ -145,7 +179,14 @@ async fn ask(
     };
     let mut service = client.transport().offsets(address)?;
     let limit = client.transport().request_timeout();
-    let answer = Transport::call(address, limit, service.list_offsets(request)).await;
+    let call = Transport::call(address, limit, service.list_offsets(request));
+    let answer = tokio::select! {
+        answer = call => answer,
+        () = deposed(client, address, queries, indices) => {
+            let message = format!("broker {address} had not answered when another became the leader");
+            Err(Error::new(ErrorKind::Transport, message))
+        }
+    };
     let response = answer.inspect_err(|error| {
         if let (Some(topic), Some(partition)) = (error.topic(), error.partition()) {
             client.cached().apply_hint(topic, partition, error);

@@ -7,6 +7,9 @@ use tokio::time::Instant;
 
 use crate::backoff;
 
+/// Whoever has waited so long for a leader's answer asks whether it is still the leader: a broker that hangs won't say.
+pub(crate) const STUCK: Duration = Duration::from_millis(500);
+
 /// After so long without a question the next one begins a new search. Longer than any pause within one.
 const QUIET: Duration = Duration::from_secs(2);
 /// The least between two questions.

@@ -19,7 +19,8 @@ use tokio::time::Instant;
 use crate::{
     backoff,
     error::{Error, ErrorKind},
-    metadata::Metadata,
+    metadata::{Metadata, STALE_LEADER},
+    refresh::Refresh,
 };
 
 /// The protocol's limit on partitions in one request.
@@ -104,6 +105,25 @@ struct Cursor {
     paused: bool,
     failures: u32,
     not_before: Option<Instant>,
+    /// Whether records before `offset` have come, so that the log does reach that far.
+    has_read: bool,
+    /// Since when the leader says that its log does not.
+    short_since: Option<Instant>,
+}
+
+impl Cursor {
+    /// Whether a leader's word that the log does not hold `offset` counts. A leader that lost its leadership and doesn't know may
+    /// have less than what was read already.
+    fn is_out_of_range(&mut self, error: &Error, now: Instant) -> bool {
+        let high_watermark = error.metadata().get("high_watermark");
+        let is_short = high_watermark
+            .and_then(|text| text.parse().ok())
+            .is_some_and(|end: i64| end < self.offset);
+        if !self.has_read || !is_short {
+            return true;
+        }
+        now - *self.short_since.get_or_insert(now) >= STALE_LEADER
+    }
 }
 
 /// All partitions of a consumer, by index.
@@ -115,7 +135,9 @@ pub(crate) struct Cursors {
     turn: usize,
     /// The brokers that lead at least one partition.
     leaders: Vec<Arc<str>>,
-    pub(crate) refresh_wanted: bool,
+    /// Brokers whose long polls ask for too much, or too little.
+    outdated: Vec<Arc<str>>,
+    pub(crate) refresh: Refresh,
 }
 
 impl Cursors {
@@ -125,7 +147,8 @@ impl Cursors {
             cursors: Vec::new(),
             turn: 0,
             leaders: Vec::new(),
-            refresh_wanted: false,
+            outdated: Vec::new(),
+            refresh: Refresh::default(),
         }
     }
 
@@ -138,6 +161,8 @@ impl Cursors {
             paused: false,
             failures: 0,
             not_before: None,
+            has_read: false,
+            short_since: None,
         });
     }
 
@@ -153,18 +178,49 @@ impl Cursors {
             .unwrap_or(0)
     }
 
-    /// Looks up all leaders. Returns the addresses that lost a partition.
-    pub(crate) fn find_leaders(&mut self, metadata: &Metadata) -> Vec<Arc<str>> {
-        let mut deposed = Vec::new();
-        for cursor in &mut self.cursors {
-            let leader = metadata.leader(&cursor.assigned.topic, cursor.assigned.partition);
-            self.refresh_wanted |= leader.is_none();
-            if leader != cursor.leader {
-                deposed.extend(std::mem::replace(&mut cursor.leader, leader));
-            }
+    /// Looks up all leaders.
+    pub(crate) fn find_leaders(&mut self, metadata: &Metadata) {
+        for index in 0..self.cursors.len() {
+            self.follow_leader(index, metadata);
+        }
+        if self.cursors.iter().any(|cursor| cursor.leader.is_none()) {
+            self.refresh.want();
         }
         self.list_leaders();
-        deposed
+    }
+
+    /// Looks up a partition's leader. A new one is asked without delay, and the last one no more. Returns whether it is new.
+    fn follow_leader(&mut self, index: usize, metadata: &Metadata) -> bool {
+        let cursor = &mut self.cursors[index];
+        let leader = metadata.leader(&cursor.assigned.topic, cursor.assigned.partition);
+        if leader == cursor.leader {
+            return false;
+        }
+        self.outdated.extend(leader.clone());
+        self.outdated
+            .extend(std::mem::replace(&mut cursor.leader, leader));
+        cursor.failures = 0;
+        cursor.not_before = None;
+        cursor.short_since = None;
+        true
+    }
+
+    /// The brokers whose long polls don't ask for what they should, since the last call of this.
+    pub(crate) fn take_outdated(&mut self) -> Vec<Arc<str>> {
+        let mut outdated = std::mem::take(&mut self.outdated);
+        outdated.sort();
+        outdated.dedup();
+        outdated
+    }
+
+    /// Partitions whose pause is over don't wait for the long poll that their leader is working on.
+    pub(crate) fn end_pauses(&mut self, now: Instant) {
+        for cursor in &mut self.cursors {
+            if !cursor.paused && cursor.not_before.is_some_and(|time| time <= now) {
+                cursor.not_before = None;
+                self.outdated.extend(cursor.leader.clone());
+            }
+        }
     }
 
     fn list_leaders(&mut self) {
@@ -189,6 +245,8 @@ impl Cursors {
         cursor.offset = offset;
         cursor.paused = false;
         cursor.not_before = None;
+        cursor.has_read = false;
+        cursor.short_since = None;
         cursor.leader.clone()
     }
 
@@ -265,9 +323,10 @@ impl Cursors {
             .min()
     }
 
-    /// The whole call failed: either for the reason of its first partition, or because of the connection.
+    /// The whole call to `broker` failed: either for the reason of its first partition, or because of the connection.
     pub(crate) fn on_failure(
         &mut self,
+        broker: &str,
         asked: &[Asked],
         error: &Error,
         metadata: &Metadata,
@@ -287,12 +346,13 @@ impl Cursors {
         let concerned = if named.is_empty() { rest } else { named };
         concerned
             .into_iter()
-            .filter_map(|asked| self.fail(asked, error.clone(), metadata, now))
+            .filter_map(|asked| self.fail(broker, asked, error.clone(), metadata, now))
             .collect()
     }
 
     pub(crate) fn on_response(
         &mut self,
+        broker: &str,
         asked: &[Asked],
         response: v1::FetchResponse,
         metadata: &Metadata,
@@ -316,7 +376,7 @@ impl Cursors {
             };
             match result.error {
                 Some(error) => {
-                    items.extend(self.fail(asked, Error::from_proto(error), metadata, now))
+                    items.extend(self.fail(broker, asked, Error::from_proto(error), metadata, now))
                 }
                 None => {
                     items.extend(self.advance(asked, result.high_watermark, result.batches, now))
@@ -339,6 +399,12 @@ impl Cursors {
         }
         cursor.not_before = None;
         cursor.failures = 0;
+        cursor.short_since = None;
+        // A new leader may not know yet that what was read before is committed.
+        let high_watermark = match cursor.has_read {
+            true => high_watermark.max(cursor.offset),
+            false => high_watermark,
+        };
         cursor
             .assigned
             .high_watermark
@@ -371,6 +437,7 @@ impl Cursors {
                 next,
             });
             cursor.offset = next;
+            cursor.has_read = true;
         }
         if fetched.is_empty() && some_came {
             cursor.failures += 1;
@@ -392,6 +459,7 @@ impl Cursors {
 
     fn fail(
         &mut self,
+        broker: &str,
         asked: Asked,
         error: Error,
         metadata: &Metadata,
@@ -401,31 +469,38 @@ impl Cursors {
         if cursor.generation != asked.generation || cursor.offset != asked.offset {
             return None;
         }
-        let (topic, partition) = (&cursor.assigned.topic, cursor.assigned.partition);
-        let error = error.at(topic, partition);
-        cursor.failures += 1;
-        let delay = backoff::delay(error.kind(), cursor.failures);
-        cursor.not_before = Some(now + delay);
-        self.refresh_wanted = true;
-        if error.is_retriable() {
-            tracing::warn!(%topic, partition, %error, ?delay, failures = cursor.failures, "retrying to fetch");
-            if error.kind() == ErrorKind::NotLeader {
-                metadata.apply_hint(topic, partition, &error);
-                let leader = metadata.leader(topic, partition);
-                if leader != cursor.leader {
-                    cursor.leader = leader;
-                    cursor.not_before = None;
-                    self.list_leaders();
-                }
-            }
+        if cursor.leader.as_deref() != Some(broker) {
+            // Another one is asked already, and knows better.
             return None;
         }
-        cursor.paused = true;
-        Some(Item::Failed {
-            index: asked.index,
-            generation: asked.generation,
-            error,
-        })
+        let (topic, partition) = (cursor.assigned.topic.clone(), cursor.assigned.partition);
+        let error = error.at(&topic, partition);
+        cursor.failures = cursor.failures.saturating_add(1);
+        let failures = cursor.failures;
+        let delay = backoff::delay(error.kind(), failures);
+        cursor.not_before = Some(now + delay);
+        let is_final = match error.kind() {
+            ErrorKind::OffsetOutOfRange => cursor.is_out_of_range(&error, now),
+            _ => !error.is_retriable(),
+        };
+        match failures {
+            1 => self.refresh.want_at_once(),
+            _ => self.refresh.want(),
+        }
+        if is_final {
+            cursor.paused = true;
+            return Some(Item::Failed {
+                index: asked.index,
+                generation: asked.generation,
+                error,
+            });
+        }
+        tracing::warn!(%topic, partition, %error, ?delay, failures, "retrying to fetch");
+        metadata.apply_hint(&topic, partition, &error);
+        if self.follow_leader(asked.index, metadata) {
+            self.list_leaders();
+        }
+        None
     }
 }
 
@@ -526,7 +601,13 @@ mod tests {
         let now = Instant::now();
         let (_, asked) = cursors.plan("b1:1", (0, 1), 1, now).unwrap();
         let batches = vec![batch(3, 2), batch(8, 5), batch(13, 1)];
-        let items = cursors.on_response(&asked, response(vec![result(1, batches)]), &known, now);
+        let items = cursors.on_response(
+            "b1:1",
+            &asked,
+            response(vec![result(1, batches)]),
+            &known,
+            now,
+        );
         let [
             Item::Batches {
                 index: 1, batches, ..
@@ -556,6 +637,7 @@ mod tests {
         let (_, asked) = cursors.plan("b1:1", (0, 1), 1, now).unwrap();
         assert_eq!(cursors.seek(0, 1, 10).as_deref(), Some("b1:1"));
         let items = cursors.on_response(
+            "b1:1",
             &asked,
             response(vec![result(0, vec![batch(10, 1)])]),
             &known,
@@ -571,7 +653,13 @@ mod tests {
         let now = Instant::now();
         let (_, asked) = cursors.plan("b1:1", (0, 1), 1, now).unwrap();
         let batches = vec![Bytes::from_static(b"junk"), batch(12, 1)];
-        let items = cursors.on_response(&asked, response(vec![result(0, batches)]), &known, now);
+        let items = cursors.on_response(
+            "b1:1",
+            &asked,
+            response(vec![result(0, batches)]),
+            &known,
+            now,
+        );
         let [Item::Batches { batches, .. }] = &items[..] else {
             panic!("{items:?}")
         };
@@ -591,7 +679,7 @@ mod tests {
             }),
             ..result(0, Vec::new())
         };
-        let items = cursors.on_response(&asked, response(vec![failed]), &known, now);
+        let items = cursors.on_response("b1:1", &asked, response(vec![failed]), &known, now);
         let [
             Item::Failed {
                 index: 0, error, ..
@@ -633,10 +721,10 @@ mod tests {
         };
         assert!(
             cursors
-                .on_response(&asked, response(vec![moved]), &known, now)
+                .on_response("b1:1", &asked, response(vec![moved]), &known, now)
                 .is_empty()
         );
-        assert!(cursors.refresh_wanted);
+        assert!(cursors.refresh.start(now));
         assert_eq!(
             cursors.plan("b2:1", (0, 1), 1, now).unwrap().0.partitions[0].partition,
             2
@@ -644,7 +732,11 @@ mod tests {
 
         let (_, asked) = cursors.plan("b1:1", (0, 1), 1, now).unwrap();
         let broken = Error::new(ErrorKind::Transport, "gone");
-        assert!(cursors.on_failure(&asked, &broken, &known, now).is_empty());
+        assert!(
+            cursors
+                .on_failure("b1:1", &asked, &broken, &known, now)
+                .is_empty()
+        );
         assert!(cursors.plan("b1:1", (0, 1), 1, now).is_none());
         assert!(
             cursors
@@ -664,7 +756,7 @@ mod tests {
         let now = Instant::now();
         let (_, asked) = cursors.plan("b1:1", (0, 1), 1, now).unwrap();
         let error = Error::unknown_partition(&"t".into(), 1, 1);
-        let items = cursors.on_failure(&asked, &error, &known, now);
+        let items = cursors.on_failure("b1:1", &asked, &error, &known, now);
         assert!(
             matches!(&items[..], [Item::Failed { index: 1, .. }]),
             "{items:?}"

@@ -19,9 +19,10 @@ use super::{
     cursors::{Asked, Assigned, Cursors, Item},
 };
 use crate::{
-    Client, backoff,
+    Client,
     error::Error,
     offsets::{self, OffsetSpec, Query},
+    refresh::STUCK,
     transport::Transport,
 };
 
@@ -84,6 +85,7 @@ impl Pace {
 }
 
 struct Poll {
+    sent: Instant,
     asked: Vec<Asked>,
     reserved: usize,
     task: AbortHandle,
@@ -95,7 +97,8 @@ enum Done {
         id: u64,
         result: Result<v1::FetchResponse, Error>,
     },
-    Refreshed(Result<Vec<(Arc<Assigned>, i64)>, Error>),
+    Refreshed(Result<(), Error>),
+    Joined(Result<Vec<(Arc<Assigned>, i64)>, Error>),
 }
 
 pub(crate) struct Fetcher {
@@ -119,15 +122,16 @@ impl Fetcher {
         let mut tasks: JoinSet<Done> = JoinSet::new();
         let mut polls: HashMap<Lane, (u64, Poll)> = HashMap::new();
         let mut next_id = 0;
-        let mut refreshing = false;
-        let mut refresh_not_before: Option<Instant> = None;
-        let mut refresh_failures = 0;
+        let mut is_joining = false;
         let interval = self.client.metadata_refresh();
         let mut upkeep = interval_at(Instant::now() + interval, interval);
         upkeep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.cursors.find_leaders(self.client.cached());
         loop {
             let now = Instant::now();
+            self.cursors.end_pauses(now);
+            let outdated = self.cursors.take_outdated();
+            self.interrupt(outdated.into_iter(), &mut polls);
             let mut starved = false;
             let leaders = self.cursors.leaders();
             let lanes = leaders.iter().flat_map(|leader| {
@@ -170,6 +174,7 @@ impl Fetcher {
                     (
                         next_id,
                         Poll {
+                            sent: now,
                             asked,
                             reserved: share,
                             task,
@@ -177,25 +182,20 @@ impl Fetcher {
                     ),
                 );
             }
-            if self.cursors.refresh_wanted
-                && !refreshing
-                && refresh_not_before.is_none_or(|time| time <= now)
-            {
-                self.cursors.refresh_wanted = false;
-                refreshing = true;
-                tasks.spawn(refresh(
-                    self.client.clone(),
-                    self.topics.clone(),
-                    self.unknown_partitions(),
-                ));
+            let overdue = |poll: &(u64, Poll)| poll.1.sent + self.max_wait + STUCK;
+            let overdue = polls.values().map(overdue).min();
+            if overdue.is_some_and(|time| time <= now) {
+                self.cursors.refresh.want();
             }
-            let refresh_due =
-                refresh_not_before.filter(|_| self.cursors.refresh_wanted && !refreshing);
-            let wake = self
-                .cursors
-                .next_due(now)
-                .into_iter()
-                .chain(refresh_due)
+            if self.cursors.refresh.start(now) {
+                let (client, topics) = (self.client.clone(), self.topics.clone());
+                tasks
+                    .spawn(async move { Done::Refreshed(client.refresh(&topics).await.map(drop)) });
+            }
+            let due = self.cursors.next_due(now).into_iter();
+            let wake = due
+                .chain(self.cursors.refresh.due())
+                .chain(overdue.filter(|time| *time > now))
                 .min();
 
             tokio::select! {
@@ -211,29 +211,32 @@ impl Fetcher {
                         if polls.get(&lane).is_some_and(|poll| poll.0 == id)
                             && let Some((_, poll)) = polls.remove(&lane)
                         {
-                            let came = self.on_fetched(poll, result);
+                            let came = self.on_fetched(&lane.leader, poll, result);
                             if self.pace.note(&lane.leader, came, Instant::now()) {
                                 self.interrupt([lane.leader].into_iter(), &mut polls);
                             }
                         }
                     }
                     Ok(Done::Refreshed(result)) => {
-                        refreshing = false;
-                        match result {
-                            Ok(joined) => {
-                                refresh_failures = 0;
-                                self.join(joined);
-                            }
-                            Err(error) => {
-                                refresh_failures += 1;
-                                self.cursors.refresh_wanted = true;
-                                tracing::warn!(%error, "can't refresh metadata");
-                            }
+                        self.cursors.refresh.finish(Instant::now());
+                        if let Err(error) = result {
+                            self.cursors.refresh.want();
+                            tracing::warn!(%error, "can't refresh metadata");
                         }
-                        // Also after a success: a leader may still be missing.
-                        refresh_not_before = Some(Instant::now() + backoff::search(refresh_failures.max(1)));
-                        let deposed = self.cursors.find_leaders(self.client.cached());
-                        self.interrupt(deposed.into_iter(), &mut polls);
+                        self.cursors.find_leaders(self.client.cached());
+                        let fresh = self.new_partitions();
+                        if !fresh.is_empty() && !is_joining {
+                            is_joining = true;
+                            tasks.spawn(find_beginnings(self.client.clone(), fresh));
+                        }
+                    }
+                    Ok(Done::Joined(result)) => {
+                        is_joining = false;
+                        match result {
+                            Ok(joined) => self.join(joined),
+                            Err(error) => tracing::warn!(%error, "can't find where new partitions begin; trying again"),
+                        }
+                        self.cursors.find_leaders(self.client.cached());
                     }
                     // An interrupted poll.
                     Err(error) if error.is_cancelled() => {}
@@ -241,7 +244,7 @@ impl Fetcher {
                 },
                 () = self.buffer.freed.notified(), if starved => {}
                 () = sleep_until(wake.unwrap_or(now + IDLE)) => {}
-                _ = upkeep.tick() => self.cursors.refresh_wanted = true,
+                _ = upkeep.tick() => self.cursors.refresh.want(),
             }
         }
     }
@@ -285,14 +288,21 @@ impl Fetcher {
     }
 
     /// Returns the bytes that came.
-    fn on_fetched(&mut self, poll: Poll, result: Result<v1::FetchResponse, Error>) -> usize {
+    fn on_fetched(
+        &mut self,
+        leader: &str,
+        poll: Poll,
+        result: Result<v1::FetchResponse, Error>,
+    ) -> usize {
         let now = Instant::now();
         let metadata = self.client.cached();
         let items = match result {
             Ok(response) => self
                 .cursors
-                .on_response(&poll.asked, response, metadata, now),
-            Err(error) => self.cursors.on_failure(&poll.asked, &error, metadata, now),
+                .on_response(leader, &poll.asked, response, metadata, now),
+            Err(error) => self
+                .cursors
+                .on_failure(leader, &poll.asked, &error, metadata, now),
         };
         let cost = |item: &Item| match item {
             Item::Batches { batches, .. } => {
@@ -309,12 +319,17 @@ impl Fetcher {
         came
     }
 
-    /// The first partition of each whole topic that isn't read yet.
-    fn unknown_partitions(&self) -> Vec<(Arc<str>, i32)> {
-        self.whole_topics
-            .iter()
-            .map(|topic| (topic.clone(), self.cursors.partitions_of(topic)))
-            .collect()
+    /// The partitions of whole topics that aren't read yet.
+    fn new_partitions(&self) -> Vec<(Arc<str>, i32)> {
+        let mut fresh = Vec::new();
+        for name in &self.whole_topics {
+            let Some(topic) = self.client.cached().topic(name) else {
+                continue;
+            };
+            let count = i32::try_from(topic.leaders.len()).unwrap_or(i32::MAX);
+            fresh.extend((self.cursors.partitions_of(name)..count).map(|p| (name.clone(), p)));
+        }
+        fresh
     }
 
     fn join(&mut self, joined: Vec<(Arc<Assigned>, i64)>) {
@@ -347,34 +362,24 @@ async fn fetch(
     Done::Fetched { lane, id, result }
 }
 
-/// Asks for metadata, and where partitions that are new begin.
-async fn refresh(client: Client, topics: Vec<String>, known: Vec<(Arc<str>, i32)>) -> Done {
-    let look = async {
-        client.refresh(&topics).await?;
-        let mut queries = Vec::new();
-        for (topic, known) in known {
-            let Some(found) = client.cached().topic(&topic) else {
-                continue;
-            };
-            for partition in known..i32::try_from(found.leaders.len()).unwrap_or(i32::MAX) {
-                // From the beginning: all that is in it came after the consumer started.
-                queries.push(Query {
-                    topic: topic.clone(),
-                    partition,
-                    spec: OffsetSpec::Earliest,
-                });
-            }
-        }
-        let found = offsets::find(&client, queries.clone(), client.deadline()).await?;
-        let joined = queries.into_iter().zip(found).map(|(query, found)| {
-            (
-                Assigned::new(query.topic, query.partition),
-                found.map_or(0, |at| at.offset),
-            )
-        });
-        Ok(joined.collect())
+/// Asks where partitions that are new begin. They are read from there: all that is in them came after the consumer started.
+async fn find_beginnings(client: Client, partitions: Vec<(Arc<str>, i32)>) -> Done {
+    let query = |(topic, partition): &(Arc<str>, i32)| Query {
+        topic: topic.clone(),
+        partition: *partition,
+        spec: OffsetSpec::Earliest,
     };
-    Done::Refreshed(look.await)
+    let queries = partitions.iter().map(query).collect();
+    let found = offsets::find(&client, queries, client.deadline()).await;
+    Done::Joined(found.map(|found| {
+        let joined = partitions.into_iter().zip(found);
+        joined
+            .map(|((topic, partition), found)| {
+                let offset = found.map_or(0, |at| at.offset);
+                (Assigned::new(topic, partition), offset)
+            })
+            .collect()
+    }))
 }
 
 #[cfg(test)]

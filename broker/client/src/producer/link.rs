@@ -15,12 +15,11 @@ use super::{Acks, batch::Unit, delivery::Ack, stream::Stream};
 use crate::{
     Client,
     error::{Error, ErrorKind},
+    refresh::STUCK,
 };
 
 /// The broker gets `request_timeout` for the request; its answer gets this much more to arrive.
 const GRACE: Duration = Duration::from_secs(2);
-/// A request without answer for so long is told to the sender, and again after each such time.
-pub(crate) const STUCK: Duration = Duration::from_millis(500);
 
 /// What came of requests.
 #[derive(Debug)]
@@ -38,7 +37,7 @@ pub(crate) enum Health {
     Well,
     /// Nothing.
     Untold,
-    /// A request has had no answer for long.
+    /// A request has had no answer for long. Told again while that is so.
     Stuck,
     /// The connection failed, and with it all requests under way.
     Down,

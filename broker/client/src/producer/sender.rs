@@ -23,13 +23,13 @@ use super::{
     batch::{Batch, Unit},
     delivery::Ack,
     lane::{Lane, Verdict, timed_out},
-    link::{Answer, Health, Link, STUCK},
+    link::{Answer, Health, Link},
 };
 use crate::{
     backoff,
     error::{Error, ErrorKind},
     metadata::STALE_LEADER,
-    refresh::Refresh,
+    refresh::{Refresh, STUCK},
 };
 
 /// How far ahead the sender looks when it has nothing to wait for.
