@@ -2,6 +2,8 @@
 //! shows too rarely. It keeps logs in memory and recognises idempotent producers as a broker does.
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub)] // Each test program uses its part.
 
+mod wire;
+
 use std::{
     collections::{HashMap, VecDeque},
     sync::Arc,
@@ -29,6 +31,8 @@ use tokio::{
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Code, Request, Response, Status, Streaming, transport::Server};
 use tonic_types::{ErrorDetails, StatusExt};
+pub use wire::Mode;
+use wire::Wire;
 
 /// What happens to one produce request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +53,8 @@ pub enum Fault {
     AnswerLater,
     /// Never answered, not appended.
     Swallow,
+    /// The first so many batches of each partition are appended, then the stream ends: so a new leader may have them.
+    AppendPart(usize),
 }
 
 #[derive(Default)]
@@ -62,13 +68,15 @@ pub struct Log {
 #[derive(Default)]
 struct Known {
     next_sequence: i32,
+    /// As after a truncation that took all of this producer's batches.
+    takes_any: bool,
     recent: VecDeque<(i32, i64)>,
 }
 
 pub struct Topic {
     pub logs: Vec<Log>,
-    /// Broker and epoch.
-    pub leaders: Vec<(usize, i32)>,
+    /// Broker, if there is a leader, and epoch.
+    pub leaders: Vec<(Option<usize>, i32)>,
     pub max_message_bytes: u32,
 }
 
@@ -83,7 +91,16 @@ pub struct State {
     pub produce_faults: Option<ProduceFaults>,
     /// Asked for each fetch; fails the call.
     pub fetch_faults: Option<Box<dyn FnMut() -> Option<Code> + Send>>,
+    /// Answers to queries for offsets that say that they aren't available yet.
+    pub unavailable_offsets: usize,
+    /// What one broker takes for the end of every log, and whether it refuses offsets beyond that.
+    pub short: Option<(usize, i64, bool)>,
+    /// `NOT_LEADER` does not tell who is.
+    pub keeps_leaders_secret: bool,
+    /// Metadata is never answered.
+    pub keeps_metadata_secret: bool,
     pub produce_requests: usize,
+    pub metadata_requests: usize,
     pub fetch_requests: usize,
     pub fetched_bytes: usize,
 }
@@ -91,7 +108,23 @@ pub struct State {
 impl State {
     pub fn move_leader(&mut self, topic: &str, partition: usize, broker: usize) {
         let leader = &mut self.topics.get_mut(topic).unwrap().leaders[partition];
-        *leader = (broker, leader.1 + 1);
+        *leader = (Some(broker), leader.1 + 1);
+    }
+
+    pub fn depose_leader(&mut self, topic: &str, partition: usize) {
+        self.topics.get_mut(topic).unwrap().leaders[partition].0 = None;
+    }
+
+    pub fn leader(&self, topic: &str, partition: usize) -> Option<usize> {
+        self.topics[topic].leaders[partition].0
+    }
+
+    /// As after a truncation: any sequence may come next.
+    pub fn forget_sequences(&mut self, topic: &str, partition: usize) {
+        let log = &mut self.topics.get_mut(topic).unwrap().logs[partition];
+        log.producers
+            .values_mut()
+            .for_each(|known| known.takes_any = true);
     }
 
     /// All records of a partition, in order.
@@ -125,6 +158,7 @@ pub struct Cluster {
     pub state: Arc<Mutex<State>>,
     appended: Arc<Notify>,
     servers: Vec<JoinHandle<()>>,
+    wires: Vec<Wire>,
 }
 
 impl Drop for Cluster {
@@ -141,12 +175,12 @@ impl Cluster {
         }));
         let appended = Arc::new(Notify::new());
         let mut servers = Vec::new();
+        let mut wires = Vec::new();
         for id in 0..brokers {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            state
-                .lock()
-                .addresses
-                .push(listener.local_addr().unwrap().to_string());
+            let wire = Wire::to(listener.local_addr().unwrap()).await;
+            state.lock().addresses.push(wire.address.to_string());
+            wires.push(wire);
             let broker = Broker {
                 id,
                 state: state.clone(),
@@ -173,7 +207,13 @@ impl Cluster {
             state,
             appended,
             servers,
+            wires,
         }
+    }
+
+    /// Stops a broker as a signal does, or kills it, or brings it back.
+    pub fn set(&self, broker: usize, mode: Mode) {
+        self.wires[broker].set(mode);
     }
 
     /// Adds a topic, or partitions to it; leaders in turn.
@@ -187,7 +227,7 @@ impl Cluster {
         });
         for partition in topic.logs.len()..partitions {
             topic.logs.push(Log::default());
-            topic.leaders.push((partition % brokers, 1));
+            topic.leaders.push((Some(partition % brokers), 1));
         }
     }
 
@@ -250,12 +290,15 @@ impl Broker {
         let Some(&(leader, epoch)) = found.leaders.get(partition as usize) else {
             return Err(error(ErrorReason::UnknownPartition, topic, partition, &[]));
         };
-        if leader != self.id {
-            let hint = [
-                ("leader_id", leader.to_string()),
-                ("leader_address", state.addresses[leader].clone()),
-                ("leader_epoch", epoch.to_string()),
-            ];
+        if leader != Some(self.id) {
+            let told = leader.filter(|_| !state.keeps_leaders_secret);
+            let hint = told.map_or_else(Vec::new, |leader| {
+                vec![
+                    ("leader_id", leader.to_string()),
+                    ("leader_address", state.addresses[leader].clone()),
+                    ("leader_epoch", epoch.to_string()),
+                ]
+            });
             return Err(error(ErrorReason::NotLeader, topic, partition, &hint));
         }
         Ok(())
@@ -283,6 +326,9 @@ impl Broker {
         let idempotent = first.producer_id >= 0;
         if idempotent {
             let known = log.producers.entry(first.producer_id).or_default();
+            if std::mem::take(&mut known.takes_any) {
+                known.next_sequence = first.base_sequence;
+            }
             if first.base_sequence < known.next_sequence {
                 let original = known
                     .recent
@@ -353,6 +399,11 @@ impl Broker {
                         &[],
                     ))
                 }),
+                Fault::AppendPart(batches) => {
+                    let mut part = records.clone();
+                    part.batches.truncate(batches);
+                    self.append(&mut state, &part)
+                }
                 _ => self.append(&mut state, records),
             };
             let (base_offset, error) = match outcome {
@@ -411,7 +462,7 @@ impl ProducerService for Broker {
                 };
                 let (fault, response) = broker.produce_one(&message);
                 match fault {
-                    Fault::DropBefore | Fault::DropAfter => {
+                    Fault::DropBefore | Fault::DropAfter | Fault::AppendPart(_) => {
                         let _ = answers
                             .send(Err(Status::unavailable("dropped on purpose")))
                             .await;
@@ -502,7 +553,9 @@ impl ConsumerService for Broker {
         &self,
         request: Request<v1::ListOffsetsRequest>,
     ) -> Result<Response<v1::ListOffsetsResponse>, Status> {
-        let state = self.state.lock();
+        let mut state = self.state.lock();
+        let unavailable = state.unavailable_offsets > 0;
+        state.unavailable_offsets -= usize::from(unavailable);
         let answer = |query: &v1::OffsetQuery| {
             let mut result = v1::OffsetResult {
                 topic: query.topic.clone(),
@@ -511,6 +564,11 @@ impl ConsumerService for Broker {
             };
             if let Err(error) = self.check(&state, &query.topic, query.partition) {
                 result.error = Some(error);
+                return result;
+            }
+            if unavailable {
+                let reason = ErrorReason::OffsetNotAvailable;
+                result.error = Some(error(reason, &query.topic, query.partition, &[]));
                 return result;
             }
             let log = &state.topics[&query.topic].logs[query.partition as usize];
@@ -553,11 +611,14 @@ impl Broker {
                 continue;
             }
             let log = &state.topics[&wanted.topic].logs[wanted.partition as usize];
-            if wanted.offset < log.start || wanted.offset > log.next {
+            let short = state.short.filter(|short| short.0 == self.id);
+            let end = short.map_or(log.next, |(_, end, _)| end.min(log.next));
+            let refuses = short.is_none_or(|(_, _, refuses)| refuses);
+            if wanted.offset < log.start || (wanted.offset > end && refuses) {
                 let range = [
                     ("offset", wanted.offset.to_string()),
                     ("log_start_offset", log.start.to_string()),
-                    ("high_watermark", log.next.to_string()),
+                    ("high_watermark", end.to_string()),
                 ];
                 result.error = Some(error(
                     ErrorReason::OffsetOutOfRange,
@@ -568,7 +629,7 @@ impl Broker {
                 results.push(result);
                 continue;
             }
-            result.high_watermark = log.next;
+            result.high_watermark = end;
             result.log_start_offset = log.start;
             let mut of_partition = wanted.max_bytes as usize;
             // Damaged headers count as long as the broker's index would have them.
@@ -579,7 +640,7 @@ impl Broker {
                 .collect();
             for (at, batch) in log.batches.iter().enumerate() {
                 let next = bases.get(at + 1).copied().unwrap_or(log.next);
-                if next <= wanted.offset {
+                if next <= wanted.offset || next > end {
                     continue;
                 }
                 let fits = batch.len() <= room.min(of_partition);
@@ -604,7 +665,11 @@ impl MetadataService for Broker {
         &self,
         request: Request<v1::GetMetadataRequest>,
     ) -> Result<Response<v1::GetMetadataResponse>, Status> {
-        let state = self.state.lock();
+        if self.state.lock().keeps_metadata_secret {
+            std::future::pending::<()>().await;
+        }
+        let mut state = self.state.lock();
+        state.metadata_requests += 1;
         let mut names = request.into_inner().topics;
         if names.is_empty() {
             names = state.topics.keys().cloned().collect();
@@ -631,7 +696,7 @@ impl MetadataService for Broker {
                     .map(
                         |(partition, (&(leader, epoch), log))| v1::PartitionMetadata {
                             partition: partition as i32,
-                            leader_id: leader as i32,
+                            leader_id: leader.map_or(-1, |leader| leader as i32),
                             leader_epoch: epoch,
                             high_watermark: Some(log.next),
                             log_start_offset: Some(log.start),
