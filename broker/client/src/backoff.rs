@@ -13,9 +13,9 @@ const OVERLOAD: Duration = Duration::from_millis(50);
 /// The first wait for a leader, or for a broker that is away.
 const SEARCH: Duration = Duration::from_millis(20);
 /// A search looks at least so often while it is young: a failover should take no longer because of the client.
-const SEARCH_YOUNG: Duration = Duration::from_millis(100);
+const SEARCH_YOUNG: Duration = Duration::from_millis(80);
 /// After `n` tries a search waits `n` times this: a few hundredths of the time that it has taken already.
-const SEARCH_OLD: Duration = Duration::from_millis(2);
+const SEARCH_OLD: Duration = Duration::from_millis(1);
 
 /// The wait after this many failures in a row (at least one), the last of them for this reason.
 pub(crate) fn delay(cause: ErrorKind, failures: u32) -> Duration {
@@ -79,9 +79,9 @@ mod tests {
             (NotLeader, 1, 20),
             (NotLeader, 2, 40),
             (NotLeader, 3, 80),
-            (NotLeader, 4, 100),
-            (NotLeader, 50, 100),
-            (NotLeader, 100, 200),
+            (NotLeader, 4, 80),
+            (NotLeader, 50, 80),
+            (NotLeader, 200, 200),
             (NotLeader, u32::MAX, 1000),
         ] {
             let delay = delay(cause, failures);

@@ -16,6 +16,7 @@ use crate::{
     offsets::{self, OffsetAt, OffsetSpec},
     producer::ProducerBuilder,
     race,
+    suspects::Suspects,
     transport::Transport,
 };
 
@@ -29,6 +30,7 @@ struct Inner {
     bootstrap: Vec<Arc<str>>,
     transport: Transport,
     metadata: Metadata,
+    suspects: Suspects,
     metadata_refresh: Duration,
 }
 
@@ -113,6 +115,7 @@ impl ClientBuilder {
                 bootstrap,
                 transport,
                 metadata: Metadata::default(),
+                suspects: Suspects::default(),
                 metadata_refresh: self.metadata_refresh.max(Duration::from_millis(10)),
             }),
         })
@@ -250,7 +253,7 @@ impl Client {
         .await
     }
 
-    /// Asks the known brokers in any order, then those of the configuration, until one answers.
+    /// Asks the known brokers in any order, then those of the configuration, until one answers. Suspects come last.
     async fn any_broker<T, F: Future<Output = Result<T, Error>>>(
         &self,
         call: impl Fn(Arc<str>) -> F,
@@ -258,6 +261,11 @@ impl Client {
         let mut brokers = self.inner.metadata.brokers();
         fastrand::shuffle(&mut brokers);
         brokers.extend(self.inner.bootstrap.iter().cloned());
-        race::first_success(brokers, call).await
+        let suspects = &self.inner.suspects;
+        suspects.sort(&mut brokers, Instant::now());
+        race::first_success(brokers, |address| {
+            suspects.watch(address.clone(), call(address))
+        })
+        .await
     }
 }

@@ -39,6 +39,7 @@ mod partitioner;
 mod producer;
 mod race;
 mod refresh;
+mod suspects;
 mod transport;
 
 pub use bytes::Bytes;

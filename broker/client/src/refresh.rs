@@ -89,7 +89,7 @@ mod tests {
         }
         refresh.finish(now);
         let patient = refresh.due().unwrap();
-        assert!(patient - now >= Duration::from_millis(100));
+        assert!(patient - now >= Duration::from_millis(50));
         refresh.want_at_once();
         assert_eq!(refresh.due(), Some(now + LEAST));
         assert!(refresh.start(now + LEAST));

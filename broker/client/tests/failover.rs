@@ -73,7 +73,7 @@ fn in_order(until: usize) -> Vec<usize> {
 #[tokio::test]
 async fn a_hint_is_acted_on_without_metadata() {
     let (cluster, client) = cluster(3, 1).await;
-    let producer = client.producer().build().await.unwrap();
+    let producer = small_batches(&client).build().await.unwrap();
     let mut consumer = client.consumer().topic("t").build().await.unwrap();
     write(&producer, 0).await;
     assert_eq!(read(&mut consumer).await, 0);
@@ -94,7 +94,7 @@ async fn a_hint_is_acted_on_without_metadata() {
 async fn without_a_hint_metadata_is_asked_until_a_leader_is_elected() {
     let (cluster, client) = cluster(3, 1).await;
     cluster.state.lock().keeps_leaders_secret = true;
-    let producer = client.producer().build().await.unwrap();
+    let producer = small_batches(&client).build().await.unwrap();
     let mut consumer = client.consumer().topic("t").build().await.unwrap();
     for n in 0..6 {
         let delivery = send(&producer, n).await;
