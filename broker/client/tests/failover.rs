@@ -4,7 +4,13 @@
 
 mod fake;
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use fake::{Cluster, Fault, Mode};
 use futures::future::join_all;
@@ -257,14 +263,20 @@ async fn a_new_leader_that_takes_any_sequence_gets_them_in_order_all_the_same() 
 #[tokio::test]
 async fn a_new_leader_that_has_the_first_batches_of_a_request_gets_the_others() {
     let (cluster, client) = cluster(2, 1).await;
-    let builder = client.producer().linger(Duration::from_millis(50));
-    let producer = builder.batch_bytes(80).build().await.unwrap();
+    let producer = small_batches(&client)
+        .max_in_flight(1)
+        .build()
+        .await
+        .unwrap();
     write(&producer, 0).await;
-    cluster.next_produce_faults([
-        Fault::Delay(Duration::from_millis(50)),
-        Fault::AppendPart(2),
-    ]);
-    // While the first is under way, the others gather; two of them arrive.
+    // While the first request is under way, batches gather for the second.
+    let happened = Arc::new(AtomicBool::new(false));
+    let happens = happened.clone();
+    cluster.produce_faults(move |request| match request.partitions[0].batches.len() {
+        3.. if !happens.swap(true, Ordering::Relaxed) => Fault::AppendPart(2),
+        1 => Fault::Delay(Duration::from_millis(10)),
+        _ => Fault::None,
+    });
     let mut deliveries = Vec::new();
     for n in 1..40 {
         deliveries.push(send(&producer, n).await);
@@ -272,6 +284,7 @@ async fn a_new_leader_that_has_the_first_batches_of_a_request_gets_the_others() 
     for (n, meta) in (1..).zip(soon(join_all(deliveries)).await) {
         assert_eq!(meta.unwrap().offset, n);
     }
+    assert!(happened.load(Ordering::Relaxed));
     assert_eq!(values(&cluster), in_order(40));
 }
 
