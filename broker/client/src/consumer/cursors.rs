@@ -751,6 +751,71 @@ mod tests {
     }
 
     #[test]
+    fn an_offset_is_out_of_range_only_if_a_leader_that_cannot_be_outdated_says_so() {
+        for (broker, has_read, high_watermark, after, is_final) in [
+            ("b1:1", false, 5, 0, true),
+            ("b1:1", false, 50, 0, true),
+            ("b1:1", true, 50, 0, true),
+            ("b1:1", true, 5, 9, false),
+            ("b1:1", true, 5, 10, true),
+            ("b2:1", false, 5, 10, false),
+            ("b2:1", true, 50, 10, false),
+        ] {
+            let (mut cursors, known) = fixture();
+            let now = Instant::now();
+            if has_read {
+                let (_, asked) = cursors.plan("b1:1", (0, 1), 1, now).unwrap();
+                let read = response(vec![result(0, vec![batch(10, 1)])]);
+                cursors.on_response("b1:1", &asked, read, &known, now);
+            }
+            let details = [("high_watermark".to_owned(), high_watermark.to_string())];
+            let refused = v1::FetchResult {
+                error: Some(v1::Error {
+                    reason: v1::ErrorReason::OffsetOutOfRange.into(),
+                    message: String::new(),
+                    metadata: details.into_iter().collect(),
+                }),
+                ..result(0, Vec::new())
+            };
+            let (_, asked) = cursors.plan("b1:1", (0, 1), 1, now).unwrap();
+            let told: Vec<Item> = [0, after]
+                .into_iter()
+                .flat_map(|after| {
+                    let refused = response(vec![refused.clone()]);
+                    let at = now + Duration::from_secs(after);
+                    cursors.on_response(broker, &asked, refused, &known, at)
+                })
+                .collect();
+            assert_eq!(
+                !told.is_empty(),
+                is_final,
+                "{broker} {has_read} {high_watermark} {after} s: {told:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_new_leader_or_the_end_of_a_pause_interrupts_the_polls_of_those_concerned() {
+        let (mut cursors, known) = fixture();
+        cursors.take_outdated();
+        let now = Instant::now();
+        let (_, asked) = cursors.plan("b1:1", (0, 1), 1, now).unwrap();
+        let broken = Error::new(ErrorKind::Transport, "gone");
+        cursors.on_failure("b1:1", &asked, &broken, &known, now);
+        cursors.end_pauses(now);
+        assert!(cursors.take_outdated().is_empty(), "the pause isn't over");
+        cursors.end_pauses(now + Duration::from_secs(1));
+        assert_eq!(cursors.take_outdated(), ["b1:1".into()]);
+
+        cursors.on_failure("b1:1", &asked, &broken, &known, now);
+        known.apply(&metadata(2, 2)).unwrap();
+        cursors.find_leaders(&known);
+        assert_eq!(cursors.take_outdated(), ["b1:1".into(), "b2:1".into()]);
+        let (request, _) = cursors.plan("b2:1", (0, 1), 1, now).unwrap();
+        assert_eq!(request.partitions.len(), 3, "without delay");
+    }
+
+    #[test]
     fn a_failed_call_is_blamed_on_the_partition_that_it_names() {
         let (mut cursors, known) = fixture();
         let now = Instant::now();

@@ -346,8 +346,13 @@ impl Broker {
                 expected += header.record_count;
             }
             known.next_sequence = expected;
-            known.recent.push_back((first.base_sequence, log.next));
-            known.recent.truncate(100);
+            let mut offset = log.next;
+            for header in &headers {
+                known.recent.push_back((header.base_sequence, offset));
+                offset += i64::from(header.record_count);
+            }
+            let forgotten = known.recent.len().saturating_sub(100);
+            known.recent.drain(..forgotten);
         }
         let base = log.next;
         for (batch, header) in records.batches.iter().zip(&headers) {
