@@ -6,6 +6,7 @@
 mod api;
 mod broker;
 mod cli;
+pub mod history;
 mod http;
 mod ports;
 mod process;
