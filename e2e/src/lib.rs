@@ -10,6 +10,7 @@ pub mod history;
 mod http;
 mod ports;
 mod process;
+pub mod wires;
 
 pub use api::{Api, Refusal, batch, batch_of, refusal};
 pub use broker::{Broker, BrokerSetup};
