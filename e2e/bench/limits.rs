@@ -24,7 +24,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
 
 use crate::Bench;
-use crate::peer::{Durability, Peer, Process, Topic, free_port};
+use crate::peer::{Daemon, Durability, Peer, Topic, free_port};
 use crate::produce::{Load, Payloads, produce};
 use crate::table::{Column, Report};
 
@@ -161,7 +161,7 @@ async fn grpc(mib: u64) -> Result<f64> {
     let port = free_port()?;
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["grpc-sink", &port.to_string()]);
-    let mut sink = Process::spawn("the gRPC sink", &mut command, dir.path().join("sink.log"))?;
+    let mut sink = Daemon::spawn("the gRPC sink", &mut command, dir.path().join("sink.log"))?;
     sink.printed("ready", Duration::from_secs(10)).await?;
     let channel = Endpoint::try_from(format!("http://127.0.0.1:{port}"))?
         .initial_stream_window_size(WINDOW)

@@ -6,6 +6,8 @@
 mod api;
 mod broker;
 mod cli;
+pub mod daemon;
+pub mod fleet;
 pub mod history;
 mod http;
 mod ports;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Durability, Process, Site, free_port, run};
+use super::{Daemon, Durability, Site, free_port, run};
 
 const POM: &str = include_str!("../kafka/pom.xml");
 const BENCH: &str = include_str!("../kafka/KafkaBench.java");
@@ -39,7 +39,7 @@ pub(crate) struct Install {
 
 pub(crate) struct Broker {
     // Before `site`: fields drop in this order, and the folder can go only after the process.
-    pub(crate) process: Process,
+    pub(crate) process: Daemon,
     pub(crate) site: Site,
     pub(crate) address: String,
     install: Install,
@@ -109,7 +109,7 @@ impl Install {
         }
         let mut command = self.java(&BROKER_HEAP, "kafka.Kafka");
         command.arg(&properties);
-        let mut process = Process::spawn("Kafka", &mut command, dir.join("kafka.log"))?;
+        let mut process = Daemon::spawn("Kafka", &mut command, dir.join("kafka.log"))?;
         process
             .printed("Kafka Server started", Duration::from_secs(600))
             .await?;

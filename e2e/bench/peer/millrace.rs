@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use millrace_client::Client;
 
-use super::{Durability, Process, Site, free_port};
+use super::{Daemon, Durability, Site, free_port};
 
 pub(crate) struct Install {
     program: PathBuf,
@@ -18,7 +18,7 @@ pub(crate) struct Install {
 
 pub(crate) struct Broker {
     // Before `site`: fields drop in this order, and the folder can go only after the process.
-    pub(crate) process: Process,
+    pub(crate) process: Daemon,
     pub(crate) site: Site,
     pub(crate) address: String,
 }
@@ -54,7 +54,7 @@ impl Install {
             .args(&self.args)
             // At another level it would not say when it is ready.
             .env("RUST_LOG", "info");
-        let mut process = Process::spawn("Millrace", &mut command, dir.join("millrace.log"))?;
+        let mut process = Daemon::spawn("Millrace", &mut command, dir.join("millrace.log"))?;
         process
             .printed("ready address=", Duration::from_secs(120))
             .await?;

@@ -2,7 +2,6 @@
 
 pub(crate) mod kafka;
 pub(crate) mod millrace;
-mod process;
 
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -11,7 +10,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use tempfile::TempDir;
 
-pub(crate) use process::{Process, own_cpu, own_written, run, tools_cpu};
+pub(crate) use millrace_e2e::daemon::{Daemon, own_cpu, own_written, run, tools_cpu};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Peer {
@@ -130,7 +129,7 @@ pub(crate) enum Broker {
 }
 
 impl Broker {
-    pub(crate) fn process(&self) -> &Process {
+    pub(crate) fn process(&self) -> &Daemon {
         match self {
             Self::Millrace(broker) => &broker.process,
             Self::Kafka(broker) => &broker.process,
