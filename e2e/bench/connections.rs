@@ -75,7 +75,7 @@ pub(crate) async fn connections(bench: &Bench, options: &Options) -> Result<Repo
             Broker::Kafka(broker) => theirs(broker, options).await?,
         };
         let end = broker.process().usage()?;
-        let held = broker.records_in(TOPIC).await?;
+        let held = broker.target().records_in(TOPIC).await?;
         ensure!(
             outcome.errors == 0 && outcome.sent == outcome.acked && outcome.acked == held,
             "{} records were sent, {} acknowledged, {} failed, and the topic holds {held}",
@@ -211,7 +211,7 @@ async fn theirs(broker: &kafka::Broker, options: &Options) -> Result<Outcome> {
         options.warm_up.to_string(),
     ];
     let cpu = tools_cpu()?;
-    let out = run(broker.bench("-Xmx4G", "connections", &args)).await?;
+    let out = run(broker.tools.bench("-Xmx4G", "connections", &args)).await?;
     let result = kafka::result(&out)?;
     Ok(Outcome {
         measured: result.get("measured")?,

@@ -24,7 +24,7 @@ pub(crate) async fn fetch(
     match broker {
         Broker::Millrace(broker) => millrace(&broker.client().await?, topic, records, size).await,
         Broker::Kafka(broker) => {
-            let mut tool = broker.tool("ConsumerPerformance");
+            let mut tool = broker.tools.tool("ConsumerPerformance");
             tool.args(["--topic", topic, "--messages", &records.to_string()]);
             tool.args(["--timeout", "60000", "--hide-header"]);
             let cpu = tools_cpu()?;

@@ -228,7 +228,7 @@ async fn theirs(broker: &kafka::Broker, options: &Options) -> Result<Latencies> 
         options.seconds.to_string(),
         options.warm_up.to_string(),
     ];
-    let out = run(broker.bench("-Xmx512M", "latency", &args)).await?;
+    let out = run(broker.tools.bench("-Xmx512M", "latency", &args)).await?;
     let result = kafka::result(&out)?;
     Ok(Latencies {
         sent: result.get("sent")?,

@@ -87,10 +87,11 @@ async fn produced(
         records: mib * MIB as u64 / payloads.size as u64,
         linger_ms: 5,
         batch_bytes: 128 * 1024,
+        buffer_bytes: None,
     };
-    produce(&broker, &load(mib.div_ceil(5)), payloads).await?;
+    produce(&broker.target(), &load(mib.div_ceil(5)), payloads).await?;
     broker.process().settled().await?;
-    let produced = produce(&broker, &load(mib), payloads).await?;
+    let produced = produce(&broker.target(), &load(mib), payloads).await?;
     broker.stop().await?;
     Ok(produced.records_per_s * payloads.size as f64 / MIB as f64)
 }

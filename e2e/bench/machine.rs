@@ -9,8 +9,8 @@ use procfs::{CpuInfo, Current, Meminfo};
 
 use crate::peer::run;
 
-/// A Markdown list: processor, memory, kernel, disk, versions.
-pub(crate) async fn description(work: &Path, with_kafka: bool) -> Result<String> {
+/// A Markdown list: processor, memory, kernel, disk, versions, and how Kafka runs, if it does.
+pub(crate) async fn description(work: &Path, kafka: Option<&str>) -> Result<String> {
     let cpus = CpuInfo::current()?;
     let model = cpus.model_name(0).unwrap_or("unknown processor");
     let memory = Meminfo::current()?.mem_total as f64 / f64::from(1 << 30);
@@ -23,12 +23,12 @@ pub(crate) async fn description(work: &Path, with_kafka: bool) -> Result<String>
         file_system(work)?,
         env!("CARGO_PKG_VERSION"),
     );
-    if with_kafka {
+    if let Some(kafka) = kafka {
         let mut java = Command::new("java");
         java.arg("--version");
         let version = run(java).await?;
         text += &format!(
-            "; {} (single KRaft node, 1 GiB heap) on {}",
+            "; {} ({kafka}) on {}",
             crate::KAFKA,
             version.lines().next().unwrap_or("an unknown JVM")
         );

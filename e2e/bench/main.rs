@@ -5,6 +5,7 @@
 //! acknowledged, and be in the log. Not responsible for correctness beyond that: the tests are.
 
 mod connections;
+mod failover;
 mod fetch;
 mod fsync;
 mod latency;
@@ -14,8 +15,10 @@ mod machine;
 mod partitions;
 mod peer;
 mod produce;
+mod replicated;
 mod table;
 mod throughput;
+mod trio;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -68,7 +71,11 @@ enum Load {
     Limits(limits::Options),
     /// Very many partitions in one broker.
     Partitions(partitions::Options),
-    /// All of the above, as the README shows them.
+    /// Three brokers, one of which fails: the longest gap between acknowledged writes.
+    Failover(failover::Options),
+    /// Three brokers, all with all records: one producer, as fast as it can.
+    Replicated(replicated::Options),
+    /// All on one broker, as the README shows them.
     All {
         /// Short loads, to see that everything works. The figures mean nothing.
         #[arg(long)]
@@ -185,13 +192,23 @@ async fn run(cli: Cli) -> Result<()> {
         rounds: cli.rounds,
         work: work.path().to_owned(),
     };
-    let machine = machine::description(&bench.work, bench.chosen.contains(&Peer::Kafka)).await?;
+    let kafka = match cli.load {
+        Load::Failover(_) | Load::Replicated(_) => {
+            "three KRaft nodes, each broker and controller, 1 GiB heap each"
+        }
+        _ => "single KRaft node, 1 GiB heap",
+    };
+    let kafka = bench.chosen.contains(&Peer::Kafka).then_some(kafka);
+    let machine = machine::description(&bench.work, kafka).await?;
     let command: Vec<_> = std::env::args().skip(1).collect();
-    println!(
-        "{machine}- `millrace-bench {}`: median (min–max) of {} alternating rounds\n",
-        command.join(" "),
-        bench.rounds
-    );
+    print!("{machine}- `millrace-bench {}`", command.join(" "));
+    match cli.load {
+        Load::Failover(_) => println!("\n"),
+        _ => println!(
+            ": median (min–max) of {} alternating rounds\n",
+            bench.rounds
+        ),
+    }
     match cli.load {
         Load::Produce(options) => show(both(&bench, &options, true, false).await?),
         Load::Fetch(options) => show(both(&bench, &options, false, true).await?),
@@ -200,6 +217,8 @@ async fn run(cli: Cli) -> Result<()> {
         Load::Fsync(options) => show(fsync::fsync(&bench, &options).await?),
         Load::Limits(options) => show(limits::limits(&bench, &options).await?),
         Load::Partitions(options) => show(partitions::partitions(&bench, &options).await?),
+        Load::Failover(options) => println!("{}", failover::failover(&bench, &options).await?),
+        Load::Replicated(options) => show(replicated::replicated(&bench, &options).await?),
         Load::All { quick } => all(&bench, quick).await?,
         Load::Layouts(options) => {
             println!("{}", layouts::layouts(&bench, &options).await?.markdown())

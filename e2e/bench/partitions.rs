@@ -61,7 +61,7 @@ async fn round(
         started.elapsed().as_secs_f64(),
     );
     ensure!(
-        broker.records_in(TOPIC).await? == 0,
+        broker.target().records_in(TOPIC).await? == 0,
         "a new topic holds records"
     );
     let idle = broker.process().settled().await?;
@@ -77,7 +77,7 @@ async fn round(
         "start after a clean stop, s",
         started.elapsed().as_secs_f64(),
     );
-    broker.records_in(TOPIC).await?;
+    broker.target().records_in(TOPIC).await?;
 
     let (acked, load) = light_load(&broker, options, payloads).await?;
     let site = broker.kill();
@@ -85,7 +85,7 @@ async fn round(
     let started = Instant::now();
     let broker = bench.peers.restart(peer, site).await?;
     add("start after kill -9, s", started.elapsed().as_secs_f64());
-    let held = broker.records_in(TOPIC).await?;
+    let held = broker.target().records_in(TOPIC).await?;
     let acked = acked.load(Ordering::Relaxed);
     ensure!(
         held >= acked,
@@ -97,8 +97,9 @@ async fn round(
         records: options.records,
         linger_ms: 5,
         batch_bytes: 16 * 1024,
+        buffer_bytes: None,
     };
-    let produced = produce(&broker, &load, payloads).await?;
+    let produced = produce(&broker.target(), &load, payloads).await?;
     add(
         "produce over all partitions, records/s",
         produced.records_per_s,
@@ -152,7 +153,10 @@ async fn light_load(
             let records = u64::from(LIGHT_LOAD_PER_S) * 3_600;
             let properties = ["acks=all".to_owned()];
             let rate = LIGHT_LOAD_PER_S.into();
-            let tool = broker.producer_tool(TOPIC, records, &payloads.file(), rate, &properties);
+            let tool =
+                broker
+                    .tools
+                    .producer_tool(TOPIC, records, &payloads.file(), rate, &properties);
             tasks.spawn(async move { run(tool).await.map(drop) });
         }
     }

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use futures::FutureExt;
+use hdrhistogram::Histogram;
 use millrace_client::{Acks, Bytes, Delivery, Record};
 use tempfile::TempDir;
 
-use crate::peer::{Broker, kafka, own_cpu, run, tools_cpu};
+use crate::peer::{Target, kafka, own_cpu, run, tools_cpu};
 
 /// What to send.
 #[derive(Clone, Debug)]
@@ -22,6 +23,8 @@ pub(crate) struct Load {
     pub(crate) records: u64,
     pub(crate) linger_ms: u64,
     pub(crate) batch_bytes: usize,
+    /// Records that wait in the producer; each producer's own default if not set.
+    pub(crate) buffer_bytes: Option<usize>,
 }
 
 /// What came of it. All records were acknowledged, and the broker has just as many.
@@ -29,6 +32,9 @@ pub(crate) struct Load {
 pub(crate) struct Produced {
     pub(crate) records_per_s: f64,
     pub(crate) client_cpu: Duration,
+    /// From handing a record to the producer to hearing that it is written, the wait for those before it included. Of Millrace it is heard of no
+    /// sooner than the next look, every some hundred records.
+    pub(crate) p99: Duration,
 }
 
 /// Random lines of one length.
@@ -58,13 +64,13 @@ impl Payloads {
 }
 
 /// Sends the load, and checks that all of it was acknowledged and is there.
-pub(crate) async fn produce(broker: &Broker, load: &Load, payloads: &Payloads) -> Result<Produced> {
-    let before = broker.records_in(&load.topic).await?;
-    let produced = match broker {
-        Broker::Millrace(broker) => millrace(&broker.client().await?, load, payloads).await?,
-        Broker::Kafka(broker) => kafka(broker, load, payloads).await?,
+pub(crate) async fn produce(target: &Target, load: &Load, payloads: &Payloads) -> Result<Produced> {
+    let before = target.records_in(&load.topic).await?;
+    let produced = match target {
+        Target::Millrace(bootstrap) => millrace(&bootstrap.client().await?, load, payloads).await?,
+        Target::Kafka(tools) => kafka(tools, load, payloads).await?,
     };
-    let held = broker.records_in(&load.topic).await? - before;
+    let held = target.records_in(&load.topic).await? - before;
     ensure!(
         held == load.records,
         "{} records were acknowledged, but topic {} has {held} more than before",
@@ -79,22 +85,26 @@ async fn millrace(
     load: &Load,
     payloads: &Payloads,
 ) -> Result<Produced> {
-    let producer = client
+    let mut producer = client
         .producer()
         .acks(Acks::All)
         .linger(Duration::from_millis(load.linger_ms))
-        .batch_bytes(load.batch_bytes)
-        .build()
-        .await?;
+        .batch_bytes(load.batch_bytes);
+    if let Some(bytes) = load.buffer_bytes {
+        producer = producer.max_buffered_bytes(bytes);
+    }
+    let producer = producer.build().await?;
     let mut random = fastrand::Rng::with_seed(11);
-    let mut unanswered = Unanswered::default();
+    let mut unanswered = Unanswered::new()?;
     let (start, cpu) = (Instant::now(), own_cpu()?);
     for _ in 0..load.records {
         let value = payloads.values[random.usize(..payloads.values.len())].clone();
         let record = Record::to(load.topic.as_str()).value(value);
-        unanswered.push(producer.send(record).await?)?;
+        let sent = Instant::now();
+        unanswered.push(producer.send(record).await?, sent)?;
     }
-    let acked = unanswered.finish().await?;
+    let latencies = unanswered.finish().await?;
+    let acked = latencies.len();
     let elapsed = start.elapsed();
     let client_cpu = own_cpu()? - cpu;
     ensure!(
@@ -106,63 +116,84 @@ async fn millrace(
     Ok(Produced {
         records_per_s: acked as f64 / elapsed.as_secs_f64(),
         client_cpu,
+        p99: Duration::from_micros(latencies.value_at_quantile(0.99)),
     })
 }
 
 /// Deliveries not answered yet, oldest first. The producer's own buffer bounds how many there are.
-#[derive(Default)]
 struct Unanswered {
-    deliveries: VecDeque<Delivery>,
+    deliveries: VecDeque<(Delivery, Instant)>,
     pushed: u64,
-    acked: u64,
+    /// Of those answered, in microseconds.
+    latencies: Histogram<u64>,
 }
 
 impl Unanswered {
-    fn push(&mut self, delivery: Delivery) -> Result<()> {
+    fn new() -> Result<Self> {
+        Ok(Self {
+            deliveries: VecDeque::new(),
+            pushed: 0,
+            latencies: Histogram::new(3)?,
+        })
+    }
+
+    fn push(&mut self, delivery: Delivery, sent: Instant) -> Result<()> {
         const LOOK_EVERY: u64 = 256;
-        self.deliveries.push_back(delivery);
+        self.deliveries.push_back((delivery, sent));
         self.pushed += 1;
         if self.pushed.is_multiple_of(LOOK_EVERY) {
-            while let Some(answer) = self
-                .deliveries
-                .front_mut()
-                .and_then(FutureExt::now_or_never)
-            {
+            let now = Instant::now();
+            while let Some((delivery, sent)) = self.deliveries.front_mut() {
+                let Some(answer) = delivery.now_or_never() else {
+                    break;
+                };
                 answer?;
+                self.latencies.record(micros(now - *sent))?;
                 self.deliveries.pop_front();
-                self.acked += 1;
             }
         }
         Ok(())
     }
 
-    async fn finish(mut self) -> Result<u64> {
-        for delivery in self.deliveries.drain(..) {
+    async fn finish(mut self) -> Result<Histogram<u64>> {
+        for (delivery, sent) in self.deliveries.drain(..) {
             delivery.await?;
-            self.acked += 1;
+            self.latencies.record(micros(sent.elapsed()))?;
         }
-        Ok(self.acked)
+        Ok(self.latencies)
     }
 }
 
-async fn kafka(broker: &kafka::Broker, load: &Load, payloads: &Payloads) -> Result<Produced> {
-    let properties = [
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+async fn kafka(tools: &kafka::Tools, load: &Load, payloads: &Payloads) -> Result<Produced> {
+    let mut properties = vec![
         "acks=all".to_owned(),
         "compression.type=none".to_owned(),
         format!("linger.ms={}", load.linger_ms),
         format!("batch.size={}", load.batch_bytes),
     ];
+    properties.extend(
+        load.buffer_bytes
+            .map(|bytes| format!("buffer.memory={bytes}")),
+    );
     let cpu = tools_cpu()?;
     let out =
-        run(broker.producer_tool(&load.topic, load.records, &payloads.file(), -1, &properties))
+        run(tools.producer_tool(&load.topic, load.records, &payloads.file(), -1, &properties))
             .await?;
     let client_cpu = tools_cpu()? - cpu;
-    // 2000000 records sent, 145000.1 records/sec (138.28 MB/sec), 2.31 ms avg latency, …
+    // 2000000 records sent, 145000.1 records/sec (138.28 MB/sec), 2.31 ms avg latency, 40.00 ms max latency, 1 ms 50th, 2 ms 95th, 3 ms 99th, …
     let total = out.lines().rfind(|line| line.contains("99.9th"));
     let total = total.with_context(|| format!("ProducerPerformance printed no total:\n{out}"))?;
     let mut words = total.split([' ', ',']).filter(|word| !word.is_empty());
     let sent: u64 = words.next().unwrap_or_default().parse()?;
     let records_per_s = words.nth(2).unwrap_or_default().parse()?;
+    let p99 = total
+        .split(", ")
+        .find_map(|part| part.strip_suffix(" ms 99th"));
+    let p99 = p99.with_context(|| format!("ProducerPerformance printed no p99: {total}"))?;
     ensure!(
         sent == load.records,
         "Kafka acknowledged {sent} of {} records",
@@ -171,5 +202,6 @@ async fn kafka(broker: &kafka::Broker, load: &Load, payloads: &Payloads) -> Resu
     Ok(Produced {
         records_per_s,
         client_cpu,
+        p99: Duration::from_millis(p99.parse()?),
     })
 }

@@ -62,15 +62,16 @@ async fn round(
         records,
         linger_ms: plan.linger_ms,
         batch_bytes: case.batch_bytes,
+        buffer_bytes: None,
     };
     let warm_up = (case.records / 5).max(1);
-    produce(&broker, &load(WARM_UP, warm_up), payloads).await?;
+    produce(&broker.target(), &load(WARM_UP, warm_up), payloads).await?;
     let mut add = |metric: &str, goal, value| {
         report.add(peer, format!("{}: {metric}", case.name), goal, value)
     };
 
     let before = broker.process().settled().await?;
-    let produced = produce(&broker, &load(TOPIC, case.records), payloads).await?;
+    let produced = produce(&broker.target(), &load(TOPIC, case.records), payloads).await?;
     let after = broker.process().settled().await?;
     if let Some(times) = plan.produce {
         let bytes = case.records as f64 * case.size as f64;

@@ -8,6 +8,7 @@ mod broker;
 mod cli;
 pub mod daemon;
 pub mod fleet;
+pub mod gaps;
 pub mod history;
 mod http;
 mod ports;
@@ -18,6 +19,7 @@ pub use api::{Api, Refusal, batch, batch_of, refusal};
 pub use broker::{Broker, BrokerSetup};
 pub use cli::{Cli, Running};
 pub use http::HttpAnswer;
+pub use ports::free_port;
 pub use process::{Finished, run};
 
 use std::{future::Future, path::PathBuf, time::Duration};

@@ -10,7 +10,10 @@ const RANGE: Range<u16> = 12_000..31_000;
 static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
 
 /// A port that nothing listens on and that this process has not given out yet.
-pub(crate) fn free_port() -> u16 {
+///
+/// # Panics
+/// If there is none.
+pub fn free_port() -> u16 {
     let mut given = GIVEN.lock().expect("no test panics while it holds this");
     for _ in 0..1_000 {
         let port = fastrand::u16(RANGE);

@@ -1,9 +1,17 @@
+import java.io.BufferedOutputStream;
+import java.io.BufferedReader;
+import java.io.FileDescriptor;
+import java.io.FileOutputStream;
+import java.io.IOException;
+import java.io.InputStreamReader;
+import java.io.PrintStream;
 import java.nio.ByteBuffer;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
+import java.util.concurrent.ExecutionException;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
@@ -14,6 +22,8 @@ import java.util.concurrent.locks.LockSupport;
 import java.util.stream.IntStream;
 
 import org.HdrHistogram.Histogram;
+import org.apache.kafka.clients.admin.Admin;
+import org.apache.kafka.clients.admin.TopicDescription;
 import org.apache.kafka.clients.consumer.KafkaConsumer;
 import org.apache.kafka.clients.producer.KafkaProducer;
 import org.apache.kafka.clients.producer.ProducerRecord;
@@ -22,8 +32,9 @@ import org.apache.kafka.common.serialization.ByteArrayDeserializer;
 import org.apache.kafka.common.serialization.ByteArraySerializer;
 
 /**
- * The two loads that Kafka's own tools don't offer: end-to-end latency in an open loop, and many producers at once. Each does
- * what its Rust counterpart (latency.rs, connections.rs) does, and prints one line of JSON.
+ * The loads that Kafka's own tools don't offer: end-to-end latency in an open loop, many producers at once, and writes whose
+ * acknowledgements are told one by one. Each does what its Rust counterpart (latency.rs, connections.rs, failover/writer.rs) does; the
+ * first two print one line of JSON.
  */
 public final class KafkaBench {
     public static void main(String[] args) throws Exception {
@@ -32,6 +43,8 @@ public final class KafkaBench {
                 Integer.parseInt(args[5]), Integer.parseInt(args[6]), Integer.parseInt(args[7]));
             case "connections" -> connections(args[1], args[2], Integer.parseInt(args[3]), Integer.parseInt(args[4]),
                 Integer.parseInt(args[5]), Integer.parseInt(args[6]), Integer.parseInt(args[7]));
+            case "write" -> write(args[1], args[2], Integer.parseInt(args[3]), Integer.parseInt(args[4]), Integer.parseInt(args[5]),
+                Integer.parseInt(args[6]));
             default -> throw new IllegalArgumentException("unknown load " + args[0]);
         }
     }
@@ -131,6 +144,64 @@ public final class KafkaBench {
         }
         System.out.printf("{\"measured\":%d,\"elapsed_ns\":%d,\"sent\":%d,\"acked\":%d,\"errors\":%d}%n",
             measured, elapsed, Sender.SENT.sum(), Sender.ACKED.sum(), Sender.ERRORS.sum());
+    }
+
+    /**
+     * Writes to each partition at an interval until standard input ends. Prints "ack PARTITION NANOSECONDS" for each record, by the
+     * system's monotonic clock, and "error PARTITION TEXT". To the line "describe" the answer is "state LEADER:IN_SYNC ...", by
+     * partition; -1 is no leader.
+     */
+    private static void write(String bootstrap, String topic, int partitions, int size, int intervalMs, int requestTimeoutMs)
+            throws Exception {
+        PrintStream out = new PrintStream(new BufferedOutputStream(new FileOutputStream(FileDescriptor.out), 1 << 16));
+        KafkaProducer<byte[], byte[]> producer = new KafkaProducer<>(
+            Map.of("bootstrap.servers", bootstrap, "acks", "all", "linger.ms", 0,
+                "request.timeout.ms", requestTimeoutMs),
+            new ByteArraySerializer(), new ByteArraySerializer());
+        Thread describer = new Thread(() -> describe(bootstrap, topic, out), "describer");
+        describer.start();
+        byte[] value = new byte[size];
+        long interval = TimeUnit.MILLISECONDS.toNanos(intervalMs);
+        long due = System.nanoTime();
+        while (describer.isAlive()) {
+            for (int p = 0; p < partitions; p++) {
+                int partition = p;
+                producer.send(new ProducerRecord<>(topic, partition, null, value), (metadata, error) -> {
+                    if (error == null) {
+                        out.println("ack " + partition + " " + System.nanoTime());
+                    } else {
+                        out.println("error " + partition + " " + error);
+                    }
+                });
+            }
+            out.flush();
+            due = Math.max(due + interval, System.nanoTime() - interval);
+            LockSupport.parkNanos(due - System.nanoTime());
+        }
+        Runtime.getRuntime().halt(0);
+    }
+
+    private static void describe(String bootstrap, String topic, PrintStream out) {
+        // A broker that hangs must not hold up the answer.
+        Map<String, Object> properties = Map.of("bootstrap.servers", bootstrap, "request.timeout.ms", 1000,
+            "default.api.timeout.ms", 5000);
+        try (Admin admin = Admin.create(properties); BufferedReader in = new BufferedReader(new InputStreamReader(System.in))) {
+            for (String line = in.readLine(); line != null; line = in.readLine()) {
+                try {
+                    TopicDescription found = admin.describeTopics(List.of(topic)).allTopicNames().get().get(topic);
+                    StringBuilder state = new StringBuilder("state");
+                    for (var partition : found.partitions()) {
+                        int leader = partition.leader() == null ? -1 : partition.leader().id();
+                        state.append(' ').append(leader).append(':').append(partition.isr().size());
+                    }
+                    out.println(state);
+                } catch (ExecutionException | InterruptedException error) {
+                    out.println("state");
+                }
+            }
+        } catch (IOException error) {
+            out.println("error 0 standard input: " + error);
+        }
     }
 
     private static final class Sender {

@@ -1,13 +1,14 @@
 //! Apache Kafka as a peer: fetched from Maven Central once, then run as its own start scripts would run it.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Daemon, Durability, Site, free_port, run};
+use super::{Daemon, Durability, Site, Topic, free_port, run};
 
 const POM: &str = include_str!("../kafka/pom.xml");
 const BENCH: &str = include_str!("../kafka/KafkaBench.java");
@@ -41,8 +42,27 @@ pub(crate) struct Broker {
     // Before `site`: fields drop in this order, and the folder can go only after the process.
     pub(crate) process: Daemon,
     pub(crate) site: Site,
+    pub(crate) tools: Tools,
+}
+
+/// Kafka's own tools and KafkaBench.java, for some brokers.
+#[derive(Clone)]
+pub(crate) struct Tools {
     pub(crate) address: String,
-    install: Install,
+    pub(crate) install: Install,
+}
+
+/// One of one or more nodes, each of them broker and controller.
+pub(crate) struct Node {
+    pub(crate) id: i32,
+    pub(crate) broker: SocketAddr,
+    pub(crate) controller: SocketAddr,
+    /// Where others reach it as broker.
+    pub(crate) advertised: SocketAddr,
+    /// All controllers: `id@host:port,...`.
+    pub(crate) voters: String,
+    pub(crate) replicas: usize,
+    pub(crate) min_in_sync: usize,
 }
 
 impl Install {
@@ -92,37 +112,66 @@ impl Install {
 
     pub(super) async fn start(&self, site: Site) -> Result<Broker> {
         let dir = site.dir.path();
-        let (data, properties) = (dir.join("data"), dir.join("server.properties"));
-        let (port, controller) = (free_port()?, free_port()?);
-        let text = SERVER
-            .replace("{data}", &data.display().to_string())
-            .replace("{broker}", &port.to_string())
-            .replace("{controller}", &controller.to_string());
-        fs::write(&properties, text)?;
-        let fresh = !data.exists();
-        if fresh {
-            let mut format = self.java(&[TOOL_HEAP], "kafka.tools.StorageTool");
-            format
-                .args(["format", "-t", "MillraceBenchmarks000A", "-c"])
-                .arg(&properties);
-            run(format).await.context("can't format Kafka's folder")?;
-        }
-        let mut command = self.java(&BROKER_HEAP, "kafka.Kafka");
-        command.arg(&properties);
-        let mut process = Daemon::spawn("Kafka", &mut command, dir.join("kafka.log"))?;
-        process
-            .printed("Kafka Server started", Duration::from_secs(600))
-            .await?;
-        let broker = Broker {
-            process,
-            site,
-            address: format!("127.0.0.1:{port}"),
+        let address = || free_port().map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        let (broker, controller) = (address()?, address()?);
+        let node = Node {
+            id: 1,
+            broker,
+            controller,
+            advertised: broker,
+            voters: format!("1@{controller}"),
+            replicas: 1,
+            min_in_sync: 1,
+        };
+        let fresh = self.format(dir, &node).await?;
+        let mut process = self.run_node(dir)?;
+        started(&mut process).await?;
+        let tools = Tools {
+            address: broker.to_string(),
             install: self.clone(),
         };
         if fresh {
-            broker.create_topics().await?;
+            for topic in &site.topics {
+                let flush = (site.durability == Durability::Fsync).then_some("flush.messages=1");
+                tools.create_topic(topic, 1, flush).await?;
+            }
         }
-        Ok(broker)
+        Ok(Broker {
+            process,
+            site,
+            tools,
+        })
+    }
+
+    /// Writes a node's configuration into its folder, and formats it unless that was done. Whether it was not.
+    pub(crate) async fn format(&self, dir: &Path, node: &Node) -> Result<bool> {
+        let (data, properties) = (dir.join("data"), dir.join("server.properties"));
+        let text = SERVER
+            .replace("{node}", &node.id.to_string())
+            .replace("{voters}", &node.voters)
+            .replace("{data}", &data.display().to_string())
+            .replace("{broker}", &node.broker.to_string())
+            .replace("{advertised}", &node.advertised.to_string())
+            .replace("{controller}", &node.controller.to_string())
+            .replace("{factor}", &node.replicas.to_string())
+            .replace("{min}", &node.min_in_sync.to_string());
+        fs::write(&properties, text)?;
+        if data.exists() {
+            return Ok(false);
+        }
+        let mut format = self.java(&[TOOL_HEAP], "kafka.tools.StorageTool");
+        format
+            .args(["format", "-t", "MillraceBenchmarks000A", "-c"])
+            .arg(&properties);
+        run(format).await.context("can't format Kafka's folder")?;
+        Ok(true)
+    }
+
+    /// Starts the node of a formatted folder, without waiting until it serves.
+    pub(crate) fn run_node(&self, dir: &Path) -> Result<Daemon> {
+        let mut command = self.java(&BROKER_HEAP, "kafka.Kafka");
+        command.arg(dir.join("server.properties"));
+        Daemon::spawn("Kafka", &mut command, dir.join("kafka.log"))
     }
 
     fn java(&self, heap: &[&str], class: &str) -> Command {
@@ -149,7 +198,14 @@ impl Install {
     }
 }
 
-impl Broker {
+/// Waits until a node serves.
+pub(crate) async fn started(process: &mut Daemon) -> Result<()> {
+    process
+        .printed("Kafka Server started", Duration::from_secs(600))
+        .await
+}
+
+impl Tools {
     /// One of Kafka's own tools, with the heap that its script gives it.
     pub(crate) fn tool(&self, class: &str) -> Command {
         let mut command = self
@@ -188,25 +244,23 @@ impl Broker {
         command
     }
 
-    async fn create_topics(&self) -> Result<()> {
-        for topic in &self.site.topics {
-            let mut create = self.tool("TopicCommand");
-            create
-                .args([
-                    "--create",
-                    "--topic",
-                    &topic.name,
-                    "--replication-factor",
-                    "1",
-                ])
-                .args(["--partitions", &topic.partitions.to_string()]);
-            if self.site.durability == Durability::Fsync {
-                create.args(["--config", "flush.messages=1"]);
-            }
-            run(create)
-                .await
-                .with_context(|| format!("can't create topic {} in Kafka", topic.name))?;
+    pub(crate) async fn create_topic(
+        &self,
+        topic: &Topic,
+        replicas: usize,
+        config: Option<&str>,
+    ) -> Result<()> {
+        let mut create = self.tool("TopicCommand");
+        create
+            .args(["--create", "--topic", &topic.name])
+            .args(["--replication-factor", &replicas.to_string()])
+            .args(["--partitions", &topic.partitions.to_string()]);
+        if let Some(config) = config {
+            create.args(["--config", config]);
         }
+        run(create)
+            .await
+            .with_context(|| format!("can't create topic {} in Kafka", topic.name))?;
         Ok(())
     }
 
@@ -223,16 +277,24 @@ impl Broker {
         }
         Ok(sum)
     }
+}
 
+impl Broker {
     pub(super) async fn stop(self) -> Result<Site> {
-        const SIGTERM_TAKEN: i32 = 143;
-        let status = self.process.terminate().await?;
-        ensure!(
-            matches!(status.code(), Some(0 | SIGTERM_TAKEN)),
-            "Kafka ended with {status} after SIGTERM"
-        );
+        stopped(self.process).await?;
         Ok(self.site)
     }
+}
+
+/// SIGTERM, and its end.
+pub(crate) async fn stopped(process: Daemon) -> Result<()> {
+    const SIGTERM_TAKEN: i32 = 143;
+    let status = process.terminate().await?;
+    ensure!(
+        matches!(status.code(), Some(0 | SIGTERM_TAKEN)),
+        "Kafka ended with {status} after SIGTERM"
+    );
+    Ok(())
 }
 
 /// The line of JSON that KafkaBench.java prints at its end.

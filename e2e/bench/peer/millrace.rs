@@ -12,16 +12,20 @@ use millrace_client::Client;
 use super::{Daemon, Durability, Site, free_port};
 
 pub(crate) struct Install {
-    program: PathBuf,
-    args: Vec<String>,
+    pub(crate) program: PathBuf,
+    pub(crate) args: Vec<String>,
 }
 
 pub(crate) struct Broker {
     // Before `site`: fields drop in this order, and the folder can go only after the process.
     pub(crate) process: Daemon,
     pub(crate) site: Site,
-    pub(crate) address: String,
+    pub(crate) bootstrap: Bootstrap,
 }
+
+/// Where brokers are reached.
+#[derive(Clone)]
+pub(crate) struct Bootstrap(pub(crate) String);
 
 impl Install {
     pub(super) fn beside(dir: &Path, args: Vec<String>) -> Result<Self> {
@@ -61,16 +65,16 @@ impl Install {
         Ok(Broker {
             process,
             site,
-            address,
+            bootstrap: Bootstrap(address),
         })
     }
 }
 
-impl Broker {
+impl Bootstrap {
     pub(crate) async fn client(&self) -> Result<Client> {
-        Client::connect(&self.address)
+        Client::connect(&self.0)
             .await
-            .with_context(|| format!("can't connect to {}", self.address))
+            .with_context(|| format!("can't connect to {}", self.0))
     }
 
     pub(super) async fn records_in(&self, topic: &str) -> Result<u64> {
@@ -81,6 +85,12 @@ impl Broker {
         Ok(u64::try_from(
             records.context("a partition has no leader")?,
         )?)
+    }
+}
+
+impl Broker {
+    pub(crate) async fn client(&self) -> Result<Client> {
+        self.bootstrap.client().await
     }
 
     pub(super) async fn stop(self) -> Result<Site> {

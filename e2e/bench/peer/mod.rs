@@ -48,9 +48,9 @@ pub(crate) struct Site {
 
 /// What is needed to start either broker.
 pub(crate) struct Peers {
-    millrace: Option<millrace::Install>,
-    kafka: Option<kafka::Install>,
-    work: PathBuf,
+    pub(crate) millrace: Option<millrace::Install>,
+    pub(crate) kafka: Option<kafka::Install>,
+    pub(crate) work: PathBuf,
 }
 
 impl Peers {
@@ -136,11 +136,11 @@ impl Broker {
         }
     }
 
-    /// How many records the topic holds, summed over its partitions, by the broker's own account.
-    pub(crate) async fn records_in(&self, topic: &str) -> Result<u64> {
+    /// For clients.
+    pub(crate) fn target(&self) -> Target {
         match self {
-            Self::Millrace(broker) => broker.records_in(topic).await,
-            Self::Kafka(broker) => broker.records_in(topic).await,
+            Self::Millrace(broker) => Target::Millrace(broker.bootstrap.clone()),
+            Self::Kafka(broker) => Target::Kafka(broker.tools.clone()),
         }
     }
 
@@ -157,6 +157,22 @@ impl Broker {
         match self {
             Self::Millrace(broker) => broker.site,
             Self::Kafka(broker) => broker.site,
+        }
+    }
+}
+
+/// One broker or several, as clients see them.
+pub(crate) enum Target {
+    Millrace(millrace::Bootstrap),
+    Kafka(kafka::Tools),
+}
+
+impl Target {
+    /// How many records the topic holds, summed over its partitions, by the brokers' own account.
+    pub(crate) async fn records_in(&self, topic: &str) -> Result<u64> {
+        match self {
+            Self::Millrace(bootstrap) => bootstrap.records_in(topic).await,
+            Self::Kafka(tools) => tools.records_in(topic).await,
         }
     }
 }

@@ -14,7 +14,9 @@ use base64::engine::general_purpose::STANDARD;
 use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use ring::rand::SystemRandom;
-use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
+use ring::signature::{
+    ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, EcdsaSigningAlgorithm, KeyPair,
+};
 use uuid::Uuid;
 
 use crate::daemon::{Daemon, run};
@@ -43,7 +45,9 @@ impl ControlPlane {
         run(build)
             .await
             .context("can't build the API server: e2e/cluster/run programs")?;
-        fs::write(folder.join("service-account.key"), private_key()?)?;
+        let (private, public) = key_pair()?;
+        fs::write(folder.join("service-account.key"), private)?;
+        fs::write(folder.join("service-account.pub"), public)?;
         let token = Uuid::new_v4().simple().to_string();
         let users = format!("{token},e2e,e2e,system:masters\n");
         fs::write(folder.join("tokens"), users)?;
@@ -84,7 +88,6 @@ impl ControlPlane {
 
     pub(super) async fn start_api_server(&mut self) -> Result<()> {
         let file = |name: &str| self.folder.join(name).display().to_string();
-        let key = file("service-account.key");
         let mut command = Command::new(&self.program);
         command.arg("kube-apiserver").args([
             format!("--etcd-servers={}", self.etcd),
@@ -95,8 +98,11 @@ impl ControlPlane {
             format!("--token-auth-file={}", file("tokens")),
             "--authorization-mode=AlwaysAllow".to_owned(),
             "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
-            format!("--service-account-key-file={key}"),
-            format!("--service-account-signing-key-file={key}"),
+            format!("--service-account-key-file={}", file("service-account.pub")),
+            format!(
+                "--service-account-signing-key-file={}",
+                file("service-account.key")
+            ),
             "--service-cluster-ip-range=10.0.0.0/24".to_owned(),
             // There are no nodes to reach it under another address.
             "--endpoint-reconciler-type=none".to_owned(),
@@ -142,14 +148,28 @@ impl ControlPlane {
     }
 }
 
-/// A new key for signing service accounts' tokens, which no one asks for, in PEM.
-fn private_key() -> Result<String> {
+/// A new key for signing service accounts' tokens, which no one asks for, and its public half, in PEM.
+fn key_pair() -> Result<(String, String)> {
+    /// What comes before the point of an uncompressed P-256 key in its SubjectPublicKeyInfo (RFC 5480).
+    const PUBLIC: [u8; 26] = [
+        0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08,
+        0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
+    ];
+    const ALGORITHM: &EcdsaSigningAlgorithm = &ECDSA_P256_SHA256_FIXED_SIGNING;
     let random = SystemRandom::new();
-    let key = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random)
+    let private = EcdsaKeyPair::generate_pkcs8(ALGORITHM, &random)
         .ok()
         .context("the system has no random bytes")?;
-    let text = STANDARD.encode(key.as_ref());
-    Ok(format!(
-        "-----BEGIN PRIVATE KEY-----\n{text}\n-----END PRIVATE KEY-----\n"
+    let pair = EcdsaKeyPair::from_pkcs8(ALGORITHM, private.as_ref(), &random)
+        .ok()
+        .context("a key that was just made can't be read")?;
+    let public = [&PUBLIC, pair.public_key().as_ref()].concat();
+    let pem = |kind: &str, der: &[u8]| {
+        let text = STANDARD.encode(der);
+        format!("-----BEGIN {kind}-----\n{text}\n-----END {kind}-----\n")
+    };
+    Ok((
+        pem("PRIVATE KEY", private.as_ref()),
+        pem("PUBLIC KEY", &public),
     ))
 }

@@ -72,9 +72,7 @@ impl Fleet {
             };
             let mut lease = Lease::default();
             made.write(&mut lease, CLUSTER);
-            self.leases()
-                .create(&PostParams::default(), &lease)
-                .await?;
+            self.leases().create(&PostParams::default(), &lease).await?;
         }
         self.wait_until_whole(topic.name, Duration::from_secs(60))
             .await

@@ -577,7 +577,7 @@ fn spoil(events: &mut Vec<Event>, way: usize, pick: usize) -> Option<&'static st
             Some("misplaced")
         }
         // A reader saw another value.
-        5 | 6 | 7 | 8 => {
+        5..=8 => {
             let index = events.iter().position(
                 |event| matches!(event, Event::Read { reader: 1, offset, .. } if *offset == at),
             )?;

@@ -1,0 +1,181 @@
+//! Three brokers of either kind behind one face: start, break, mend.
+//!
+//! Brokers are numbered from 0. If they are to be breakable, they reach each other, and clients them, through `wires`.
+
+mod kafka;
+
+use anyhow::{Context, Result};
+use millrace_e2e::daemon::Usage;
+use millrace_e2e::fleet::{Fleet, FleetSetup, NewTopic};
+use millrace_e2e::wires::{Node, Wires};
+use tempfile::TempDir;
+
+use crate::peer::{Peer, Peers, Target, Topic, millrace};
+use kafka::KafkaTrio;
+
+/// How many brokers there are, and copies of each partition.
+pub(crate) const BROKERS: i32 = 3;
+pub(crate) const REPLICAS: usize = 3;
+/// How many copies `acks=all` waits for at least.
+pub(crate) const MIN_IN_SYNC: usize = 2;
+
+/// Three running brokers.
+pub(crate) enum Trio {
+    Millrace {
+        // Before the folder: fields drop in this order.
+        fleet: Box<Fleet>,
+        _folder: TempDir,
+    },
+    Kafka(KafkaTrio),
+}
+
+impl Peers {
+    /// Starts three brokers on empty folders, with topics that all of them hold.
+    pub(crate) async fn start_three(
+        &self,
+        peer: Peer,
+        breakable: bool,
+        topics: &[Topic],
+    ) -> Result<Trio> {
+        let folder = tempfile::Builder::new()
+            .prefix("trio-")
+            .tempdir_in(&self.work)?;
+        match peer {
+            Peer::Millrace => {
+                let install = self.millrace.as_ref();
+                let install = install.context("Millrace is not among the peers")?;
+                let setup = FleetSetup {
+                    program: install.program.clone(),
+                    folder: folder.path().to_owned(),
+                    brokers: BROKERS,
+                    args: install.args.clone(),
+                    breakable,
+                };
+                let fleet = Box::new(Fleet::start(setup).await?);
+                for topic in topics {
+                    let topic = NewTopic {
+                        name: &topic.name,
+                        partitions: i32::try_from(topic.partitions)?,
+                        replicas: REPLICAS,
+                        min_in_sync: MIN_IN_SYNC,
+                    };
+                    fleet.create_topic(topic).await?;
+                }
+                Ok(Trio::Millrace {
+                    fleet,
+                    _folder: folder,
+                })
+            }
+            Peer::Kafka => {
+                let install = self.kafka.as_ref();
+                let install = install.context("Kafka is not among the peers")?;
+                let kafka = KafkaTrio::start(install, folder, breakable, topics).await?;
+                Ok(Trio::Kafka(kafka))
+            }
+        }
+    }
+}
+
+impl Trio {
+    /// For clients.
+    pub(crate) fn target(&self) -> Target {
+        match self {
+            Self::Millrace { fleet, .. } => {
+                Target::Millrace(millrace::Bootstrap(fleet.bootstrap()))
+            }
+            Self::Kafka(kafka) => Target::Kafka(kafka.tools.clone()),
+        }
+    }
+
+    /// What each broker has used.
+    pub(crate) fn usage(&mut self) -> Result<Vec<Usage>> {
+        match self {
+            Self::Millrace { fleet, .. } => fleet.brokers().iter_mut().map(|b| b.usage()).collect(),
+            Self::Kafka(kafka) => kafka.usage(),
+        }
+    }
+
+    /// SIGTERM, without waiting.
+    pub(crate) fn begin_to_stop(&mut self, id: i32) -> Result<()> {
+        match self {
+            Self::Millrace { fleet, .. } => fleet.broker(id)?.begin_to_stop(),
+            Self::Kafka(kafka) => kafka.signal(id, rustix::process::Signal::TERM),
+        }
+    }
+
+    /// `kill -9`.
+    pub(crate) fn kill(&mut self, id: i32) -> Result<()> {
+        match self {
+            Self::Millrace { fleet, .. } => fleet.broker(id)?.kill(),
+            Self::Kafka(kafka) => kafka.kill(id)?,
+        }
+        Ok(())
+    }
+
+    /// SIGSTOP.
+    pub(crate) fn pause(&mut self, id: i32) -> Result<()> {
+        match self {
+            Self::Millrace { fleet, .. } => fleet.broker(id)?.pause(),
+            Self::Kafka(kafka) => kafka.signal(id, rustix::process::Signal::STOP),
+        }
+    }
+
+    /// SIGCONT.
+    pub(crate) fn resume(&mut self, id: i32) -> Result<()> {
+        match self {
+            Self::Millrace { fleet, .. } => fleet.broker(id)?.resume(),
+            Self::Kafka(kafka) => kafka.signal(id, rustix::process::Signal::CONT),
+        }
+    }
+
+    /// Takes the broker's network cable out.
+    pub(crate) fn cut_off(&self, id: i32) {
+        let others = (0..BROKERS).filter(|other| *other != id).map(Node::Broker);
+        for other in others.chain([Node::Api, Node::Client]) {
+            self.wires()
+                .between(Node::Broker(id), other, |link| link.cut = true);
+        }
+    }
+
+    /// Mends the network.
+    pub(crate) fn heal(&self) {
+        self.wires().heal();
+    }
+
+    /// Starts again what has ended, without waiting until it serves.
+    pub(crate) fn start_ended(&mut self) -> Result<()> {
+        match self {
+            Self::Millrace { fleet, .. } => {
+                for id in 0..BROKERS {
+                    let broker = fleet.broker(id)?;
+                    broker.ended()?;
+                    if broker.state() == millrace_e2e::fleet::State::Off {
+                        fleet.start_broker(id)?;
+                    }
+                }
+                Ok(())
+            }
+            Self::Kafka(kafka) => kafka.start_ended(),
+        }
+    }
+
+    /// Ends all.
+    pub(crate) async fn stop(self) -> Result<()> {
+        match self {
+            Self::Millrace { mut fleet, .. } => {
+                for broker in fleet.brokers() {
+                    broker.stop().await?;
+                }
+                Ok(())
+            }
+            Self::Kafka(kafka) => kafka.stop().await,
+        }
+    }
+
+    fn wires(&self) -> &Wires {
+        match self {
+            Self::Millrace { fleet, .. } => fleet.wires(),
+            Self::Kafka(kafka) => &kafka.wires,
+        }
+    }
+}
