@@ -72,6 +72,15 @@ pub struct Config {
         value_name = "TIME"
     )]
     pub lease_renew: humantime::Duration,
+    /// A replica that has not had all of its leader's log at any time within so long is no longer in sync: `acks=all` does not wait
+    /// for it any more (Kafka's replica.lag.time.max.ms).
+    #[arg(
+        long,
+        env = "MILLRACE_REPLICA_LAG",
+        default_value = "10s",
+        value_name = "TIME"
+    )]
+    pub replica_lag: humantime::Duration,
     /// Where /metrics, /healthz and /readyz are served (HTTP).
     #[arg(
         long,
@@ -244,6 +253,7 @@ impl Config {
                 duration: self.lease_duration.into(),
                 renewal: self.lease_renew.into(),
             },
+            replica_lag: self.replica_lag.into(),
         })
     }
 

@@ -11,13 +11,29 @@ use std::{
 use parking_lot::RwLock;
 use uuid::Uuid;
 
-use crate::storage::StoredPartition;
+use crate::{
+    partition::{HostedReplica, Hosting, Peers},
+    storage::{StorageError, StoredPartition},
+};
 
 /// The topics and brokers that clients are told of.
 #[derive(Debug, Default)]
 pub struct Directory {
     topics: RwLock<HashMap<Arc<str>, Arc<Topic>>>,
     brokers: RwLock<Arc<BTreeMap<i32, String>>>,
+}
+
+/// What a broker knows of its cluster. A broker that runs alone has no replicas to host and no peers.
+#[derive(Clone, Debug, Default)]
+pub struct ClusterView {
+    /// The cluster's id.
+    pub cluster_id: String,
+    /// The topics, for clients.
+    pub directory: Arc<Directory>,
+    /// The replicas here.
+    pub hosting: Arc<Hosting>,
+    /// The other brokers.
+    pub peers: Arc<Peers>,
 }
 
 /// A topic.
@@ -46,12 +62,52 @@ pub struct Partition {
     pub isr: Vec<i32>,
     /// The log, if this broker holds it.
     pub log: Option<StoredPartition>,
+    /// The replica, if others may hold the partition, too.
+    pub replica: Option<Arc<HostedReplica>>,
+}
+
+/// A partition that this broker leads.
+#[derive(Clone, Debug)]
+pub struct Led {
+    /// Its log.
+    pub log: StoredPartition,
+    /// The epoch in which it is led.
+    pub epoch: i32,
+    /// The replica; `None` on a broker that runs alone, where all that is durable is committed.
+    pub replica: Option<Arc<HostedReplica>>,
 }
 
 impl Partition {
-    /// The log, if this broker leads the partition at this moment.
-    pub fn led(&self) -> Option<&StoredPartition> {
-        self.log.as_ref().filter(|log| log.leader_epoch().is_some())
+    /// The partition, if this broker leads it at this moment.
+    pub fn led(&self) -> Option<Led> {
+        let log = self.log.as_ref()?;
+        Some(Led {
+            epoch: log.leader_epoch()?,
+            log: log.clone(),
+            replica: self.replica.clone(),
+        })
+    }
+}
+
+impl Led {
+    /// Whether it is led still, in the same epoch.
+    pub fn is_led(&self) -> bool {
+        self.log.leader_epoch() == Some(self.epoch)
+    }
+
+    /// The first offset that consumers can't read yet; `None` while a new leader does not know it.
+    pub fn latest(&self) -> Option<i64> {
+        let replica = self.replica.as_ref();
+        let known = replica.is_none_or(|replica| replica.knows_latest());
+        known.then(|| self.log.high_watermark())
+    }
+
+    /// Waits until all before `end`, appended in this epoch, is committed.
+    pub async fn committed(&self, end: i64) -> Result<(), StorageError> {
+        match &self.replica {
+            Some(replica) => replica.committed(self.epoch, end).await,
+            None => Ok(()),
+        }
     }
 }
 

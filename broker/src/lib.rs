@@ -1,12 +1,16 @@
 //! The Millrace broker, from the bottom up, each module knowing only those before it: [`storage`] keeps record batches in RocksDB,
-//! [`directory`] knows topics by name and their leaders, [`topics`] fills it from files for a broker that runs alone and [`coordination`]
-//! from Kubernetes Leases for one of several, [`observe`] shows what happens, [`service`] is gRPC in front. `main` wires them. The batch format is the crate `millrace-record`, since clients
-//! make batches too.
+//! [`replication`] is the protocol of leaders and followers as pure state machines, [`partition`] hosts a replica with both,
+//! [`fetching`] follows leaders on other brokers, [`directory`] knows topics by name and their leaders, [`topics`] fills it from files
+//! for a broker that runs alone and [`coordination`] from Kubernetes Leases for one of several, [`observe`] shows what happens,
+//! [`service`] is gRPC in front. `main` wires them. The batch format is the crate `millrace-record`, since clients make batches too.
 
 pub mod config;
 pub mod coordination;
 pub mod directory;
+pub mod fetching;
 pub mod observe;
+pub mod partition;
+pub mod replication;
 pub mod service;
 pub mod storage;
 pub mod topics;

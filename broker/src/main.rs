@@ -6,7 +6,7 @@ use clap::Parser;
 use millrace_broker::{
     config::{Config, ServiceOptions},
     coordination::{JoinError, Member, SessionLost},
-    directory::Directory,
+    directory::ClusterView,
     observe::{self, Metrics, Readiness},
     service::{self, Broker, ServeError},
     storage::{StorageError, Store},
@@ -99,68 +99,71 @@ async fn serve(
     store: &Arc<Store>,
     members: &mut Option<Member>,
 ) -> Result<(), StartError> {
-    let stop = stop_on_signals()?;
-    let directory = Arc::new(Directory::default());
-    let metrics = Metrics::new(store.clone());
+    let asked_to_stop = stop_on_signals()?;
+    // Cancelled when what this broker leads is handed over.
+    let stop = CancellationToken::new();
+    let _stopped = stop.clone().drop_guard();
+    let mut cluster = ClusterView::default();
+    let metrics = Metrics::new(store.clone(), cluster.hosting.clone());
     let observer = listen(config.metrics_listen, "--metrics-listen").await?;
-    let readiness = Readiness::new(store.clone(), stop.clone());
+    let readiness = Readiness::new(store.clone(), asked_to_stop.clone());
     tokio::spawn(observe::serve(observer, metrics.clone(), readiness.clone()));
-    let mut lost = None;
-    let joined = match config.membership() {
-        Some(membership) => {
-            let cluster_id = membership.cluster_id();
-            let join = membership.join(
-                store.clone(),
-                directory.clone(),
-                metrics.clone(),
-                stop.clone(),
-            );
-            let Some(member) = stop.run_until_cancelled(join).await else {
-                return Ok(());
-            };
-            let mut member = member?;
-            lost = member.lost.take();
-            let broker_id = member.broker_id;
-            *members = Some(member);
-            Some((cluster_id, broker_id))
-        }
-        None => None,
-    };
+    // Before others hear of this broker: one that does not listen would be taken for dead.
     let listener = listen(config.listen, "--listen").await?;
     let address = match &config.advertise {
         Some(address) => address.clone(),
         None => listener.local_addr()?.to_string(),
     };
-    let cluster_id = match joined {
-        Some((cluster_id, _)) => cluster_id,
+    let mut lost = None;
+    match config.membership() {
+        Some(membership) => {
+            cluster.cluster_id = membership.cluster_id();
+            let (store, metrics) = (store.clone(), metrics.clone());
+            let join = membership.join(store, cluster.clone(), metrics, stop.clone());
+            let Some(member) = asked_to_stop.run_until_cancelled(join).await else {
+                return Ok(());
+            };
+            let mut member = member?;
+            lost = member.lost.take();
+            *members = Some(member);
+        }
         None => {
-            let standalone = Standalone::new(store.clone(), directory.clone(), &address);
+            cluster.cluster_id = store.store_id().to_string();
+            let directory = cluster.directory.clone();
+            let standalone = Standalone::new(store.clone(), directory, &address);
             if let Some(path) = config.topics.clone() {
                 standalone.apply(&path)?;
                 tokio::spawn(standalone.follow(path, stop.clone()));
             }
-            store.store_id().to_string()
         }
-    };
-    let broker = Broker::new(
-        store.clone(),
-        directory,
-        cluster_id,
-        metrics,
-        options,
-        stop.clone(),
-    );
+    }
+    let broker = Broker::new(store.clone(), cluster, metrics, options, stop.clone());
     let topics = store.topics();
     let partitions: usize = topics.iter().map(|topic| topic.partitions.len()).sum();
     info!(%address, topics = topics.len(), partitions, metrics = %config.metrics_listen, "ready");
     readiness.set();
-    let serving = service::serve(broker, listener, options);
-    match lost {
-        None => serving.await?,
-        Some(lost) => tokio::select! {
-            served = serving => served?,
-            Ok(lost) = lost => return Err(lost.into()),
-        },
+    let hand_over = async {
+        asked_to_stop.cancelled().await;
+        if let Some(member) = &members {
+            member.drain().await;
+        }
+        stop.cancel();
+        std::future::pending().await
+    };
+    let lost = async {
+        match lost {
+            // The sender goes with the session's task, when the process leaves in order.
+            Some(lost) => match lost.await {
+                Ok(lost) => lost,
+                Err(_) => std::future::pending().await,
+            },
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        served = service::serve(broker, listener, options) => served?,
+        lost = lost => return Err(lost.into()),
+        () = hand_over => {}
     }
     Ok(())
 }

@@ -156,6 +156,7 @@ impl Standalone {
             replicas: vec![BROKER_ID],
             isr: vec![BROKER_ID],
             log: Some(log.clone()),
+            replica: None,
         };
         self.directory.publish(directory::Topic {
             name: topic.name.clone(),

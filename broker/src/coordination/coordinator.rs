@@ -34,14 +34,14 @@ use uuid::Uuid;
 
 use super::{
     api::{ApiError, ClusterApi},
-    election::{LiveBroker, elect},
+    context::Context,
+    election::{LiveBroker, Reason, TopicRules, elect},
     liveness::Liveness,
     membership::now,
-    replicas::{Me, Wanted},
-    session::Claimant,
-    view::{Item, PartitionKey, View},
+    replicas::{Wanted, min_in_sync},
+    view::{Item, PartitionKey, SeenSession, View},
 };
-use crate::{directory::Directory, observe::Metrics};
+use crate::fetching::PeerAddress;
 
 /// Elections that are being written at a time.
 const MAX_WRITES: usize = 32;
@@ -51,6 +51,8 @@ const MAX_PAUSE: Duration = Duration::from_secs(2);
 /// How long to leave a Lease alone after a write of unknown outcome, or one that can't succeed for now.
 const UNKNOWN_PAUSE: Duration = Duration::from_millis(500);
 const REFUSED_PAUSE: Duration = Duration::from_secs(5);
+/// A broker that has been alive for so long is given back the leaderships for which it is preferred.
+const SETTLED: Duration = Duration::from_secs(10);
 /// How often Leases are looked at for having expired.
 const TICK: Duration = Duration::from_millis(500);
 
@@ -126,6 +128,13 @@ impl Topics {
         Some((seen.lease.clone(), seen.object.clone()))
     }
 
+    /// Counts the partitions of which that is so.
+    pub(super) fn count(&self, is: impl Fn(&PartitionLease) -> bool) -> usize {
+        let view = self.view.lock();
+        let leases = view.partitions().values();
+        leases.filter(|seen| is(&seen.lease)).count()
+    }
+
     /// A partition's Lease was written or read.
     pub(super) fn apply(&self, lease: Lease) {
         if let Some(Item::Partition((topic, _))) = self.view.lock().apply(lease) {
@@ -136,15 +145,11 @@ impl Topics {
 
 /// The task.
 pub(super) struct Coordinator {
-    api: ClusterApi,
-    claimant: Arc<Claimant>,
-    me: Me,
-    timing: Timing,
-    directory: Arc<Directory>,
-    metrics: Arc<Metrics>,
-    topics: Arc<Topics>,
+    context: Arc<Context>,
     liveness: Liveness,
     alive: BTreeMap<i32, LiveBroker>,
+    /// Since when each process is seen alive.
+    since: BTreeMap<i32, (i32, Instant)>,
     /// The controller epoch, while this process is controller.
     controller: Option<i32>,
     renewed: Instant,
@@ -165,28 +170,13 @@ pub(super) struct Coordinator {
 
 impl Coordinator {
     /// A task for this process, which has claimed its session.
-    #[allow(clippy::too_many_arguments)]
-    pub(super) fn new(
-        api: ClusterApi,
-        claimant: Arc<Claimant>,
-        me: Me,
-        timing: Timing,
-        directory: Arc<Directory>,
-        metrics: Arc<Metrics>,
-        topics: Arc<Topics>,
-        ready: watch::Sender<bool>,
-    ) -> Self {
+    pub(super) fn new(context: Arc<Context>, ready: watch::Sender<bool>) -> Self {
         let now = Instant::now();
         Self {
-            api,
-            claimant,
-            me,
-            timing,
-            directory,
-            metrics,
-            topics,
-            liveness: Liveness::new(timing.duration, now),
+            liveness: Liveness::new(context.timing.duration, now),
+            context,
             alive: BTreeMap::new(),
+            since: BTreeMap::new(),
             controller: None,
             renewed: now,
             standing: false,
@@ -203,11 +193,12 @@ impl Coordinator {
 
     /// Runs until stopped. If this process is controller then, it gives that up first, so that another takes over at once.
     pub(super) async fn run(mut self, stop: CancellationToken) {
-        let cluster = self.claimant.cluster.clone();
+        let cluster = self.context.claimant.cluster.clone();
+        let peers = self.context.peers.clone();
         // One watch of all Leases: this broker's own renewals come through it, so that its silence tells that it is broken.
         let selector = format!("{}={cluster}", CLUSTER_LABEL);
-        let mut leases = watch(self.api.leases(), &selector);
-        let mut records = watch(self.api.records(), &Role::Topic.selector(&cluster));
+        let mut leases = watch(self.context.api.leases(), &selector);
+        let mut records = watch(self.context.api.records(), &Role::Topic.selector(&cluster));
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -219,21 +210,22 @@ impl Coordinator {
                         warn!(%error, "the watch of Leases broke; trying again");
                         self.liveness.restart(Instant::now());
                     }
-                    None => leases = watch(self.api.leases(), &selector),
+                    None => leases = watch(self.context.api.leases(), &selector),
                 },
                 event = records.next() => match event {
                     Some(Ok(event)) => self.on_record(event),
                     Some(Err(error)) => warn!(%error, "the watch of topics broke; trying again"),
-                    None => records = watch(self.api.records(), &Role::Topic.selector(&cluster)),
+                    None => records = watch(self.context.api.records(), &Role::Topic.selector(&cluster)),
                 },
                 Some(written) = self.writes.next() => self.on_written(written),
+                () = peers.changed() => self.on_tick(),
                 _ = ticks.tick() => {
                     if self.is_silent() {
                         // A connection that died without a word.
                         self.last_event = Instant::now();
                         self.listing_topics = Some(self.last_event);
-                        leases = watch(self.api.leases(), &selector);
-                        records = watch(self.api.records(), &Role::Topic.selector(&cluster));
+                        leases = watch(self.context.api.leases(), &selector);
+                        records = watch(self.context.api.records(), &Role::Topic.selector(&cluster));
                     }
                     self.on_tick();
                 }
@@ -245,7 +237,11 @@ impl Coordinator {
 
     /// Whether not even this broker's renewals come through, or no list of topics that was asked for.
     fn is_silent(&self) -> bool {
-        let limit = self.timing.duration.max(3 * self.timing.renewal);
+        let limit = self
+            .context
+            .timing
+            .duration
+            .max(3 * self.context.timing.renewal);
         let waits = self.listing_topics.map(|since| since.elapsed());
         self.last_event.elapsed() > limit || waits.is_some_and(|waits| waits > limit)
     }
@@ -255,14 +251,14 @@ impl Coordinator {
         self.last_event = now;
         self.liveness.contact(now);
         match event {
-            Event::Init => self.topics.view.lock().begin_list(),
+            Event::Init => self.context.topics.view.lock().begin_list(),
             Event::InitApply(lease) | Event::Apply(lease) => {
                 self.observe(&lease, now);
-                let changed = self.topics.view.lock().apply(lease);
+                let changed = self.context.topics.view.lock().apply(lease);
                 self.on_changed(changed);
             }
             Event::InitDone => {
-                let gone = self.topics.view.lock().end_list();
+                let gone = self.context.topics.view.lock().end_list();
                 self.on_changed(gone);
                 self.synced.0 = true;
                 self.on_synced();
@@ -270,7 +266,7 @@ impl Coordinator {
             Event::Delete(lease) => {
                 self.liveness
                     .forget(lease.metadata.name.as_deref().unwrap_or_default());
-                let changed = self.topics.view.lock().delete(&lease);
+                let changed = self.context.topics.view.lock().delete(&lease);
                 self.on_changed(changed);
             }
         }
@@ -299,7 +295,7 @@ impl Coordinator {
             Event::Apply(_) | Event::Delete(_) => {}
         }
         let changed = {
-            let mut view = self.topics.view.lock();
+            let mut view = self.context.topics.view.lock();
             match event {
                 Event::Init => {
                     view.begin_topic_list();
@@ -325,12 +321,12 @@ impl Coordinator {
                 Item::Session(_) => self.on_sessions(),
                 Item::Controller => self.on_controller(),
                 Item::Partition(key) => {
-                    self.topics.mark(key.0);
+                    self.context.topics.mark(key.0);
                     self.consider(key);
                 }
                 Item::Topic(id) => {
-                    self.topics.mark(id);
-                    let view = self.topics.view.lock();
+                    self.context.topics.mark(id);
+                    let view = self.context.topics.view.lock();
                     let keys: Vec<_> = view
                         .partitions_of(id)
                         .map(|(index, _)| (id, index))
@@ -350,66 +346,86 @@ impl Coordinator {
     }
 
     fn on_sessions(&mut self) {
-        let brokers = {
-            let view = self.topics.view.lock();
-            let up = view
-                .sessions()
-                .iter()
-                .filter(|(_, s)| s.held.holder.is_some());
-            up.map(|(id, seen)| (*id, seen.session.address.clone()))
-                .collect()
+        let up: BTreeMap<i32, SeenSession> = {
+            let view = self.context.topics.view.lock();
+            let sessions = view.sessions().iter();
+            let up = sessions.filter(|(_, seen)| seen.held.holder.is_some());
+            up.map(|(id, seen)| (*id, seen.clone())).collect()
         };
-        self.directory.set_brokers(brokers);
+        let address = |seen: &SeenSession| seen.session.address.clone();
+        let brokers = up.iter().map(|(id, seen)| (*id, address(seen)));
+        self.context.directory.set_brokers(brokers.collect());
+        let peers = up.iter().map(|(id, seen)| {
+            let peer = PeerAddress {
+                epoch: seen.held.epoch,
+                address: address(seen),
+            };
+            (*id, peer)
+        });
+        self.context.fetching.set_peers(&peers.collect());
         self.look_who_is_alive();
     }
 
     fn look_who_is_alive(&mut self) {
-        let cluster = &self.claimant.cluster;
-        let alive: BTreeMap<i32, LiveBroker> = {
-            let view = self.topics.view.lock();
-            let held: Vec<_> = view
-                .sessions()
-                .values()
-                .filter(|seen| seen.held.holder.is_some())
-                .map(|seen| {
-                    (
-                        BrokerSession::lease_name(cluster, seen.session.broker_id),
-                        seen,
-                    )
-                })
-                .collect();
-            let names = held.iter().map(|(name, _)| name.as_str());
-            let expired = self.liveness.expired(names, Instant::now());
-            let live = held
-                .iter()
-                .filter(|(name, _)| !expired.contains(name.as_str()));
-            live.map(|(_, seen)| {
-                let broker = LiveBroker {
-                    epoch: seen.held.epoch,
-                    store: seen.session.store_id,
-                    pod: seen.session.pod.clone(),
-                    draining: seen.session.draining,
-                };
-                (seen.session.broker_id, broker)
+        let cluster = &self.context.claimant.cluster;
+        let now = Instant::now();
+        let held: Vec<(String, SeenSession)> = {
+            let view = self.context.topics.view.lock();
+            let sessions = view.sessions().values();
+            let held = sessions.filter(|seen| seen.held.holder.is_some());
+            held.map(|seen| {
+                let name = BrokerSession::lease_name(cluster, seen.session.broker_id);
+                (name, seen.clone())
             })
             .collect()
         };
+        let names = held.iter().map(|(name, _)| name.as_str());
+        let expired = self.liveness.expired(names, now);
+        let live: Vec<&SeenSession> = held
+            .iter()
+            .filter(|(name, seen)| {
+                let (id, epoch) = (seen.session.broker_id, seen.held.epoch);
+                !expired.contains(name.as_str()) && !self.context.peers.is_refused(id, epoch)
+            })
+            .map(|(_, seen)| seen)
+            .collect();
+        self.since.retain(|id, (epoch, _)| {
+            let same =
+                |seen: &&SeenSession| (seen.session.broker_id, seen.held.epoch) == (*id, *epoch);
+            live.iter().any(same)
+        });
+        let mut alive = BTreeMap::new();
+        for seen in &live {
+            let (id, epoch) = (seen.session.broker_id, seen.held.epoch);
+            let (_, since) = *self.since.entry(id).or_insert((epoch, now));
+            let broker = LiveBroker {
+                epoch,
+                store: seen.session.store_id,
+                pod: seen.session.pod.clone(),
+                draining: seen.session.draining,
+                settled: now.duration_since(since) >= SETTLED,
+            };
+            alive.insert(id, broker);
+        }
         if alive != self.alive {
             for id in self.alive.keys().filter(|id| !alive.contains_key(id)) {
                 info!(broker = id, "broker is gone");
             }
             self.alive = alive;
+            let sessions = self.alive.iter();
+            let sessions = sessions.map(|(id, broker)| (*id, (broker.epoch, broker.draining)));
+            self.context.peers.set_sessions(&sessions.collect());
             self.consider_all();
         }
     }
 
     fn on_controller(&mut self) {
         let holder = {
-            let view = self.topics.view.lock();
+            let view = self.context.topics.view.lock();
             view.controller()
                 .and_then(|c| Some((c.held.holder.clone()?, c.held.epoch)))
         };
-        let mine = holder.filter(|(holder, _)| *holder == self.claimant.identity);
+        let mine = holder.filter(|(holder, _)| *holder == self.context.claimant.identity);
         match (mine, self.controller) {
             (Some((_, epoch)), None) => self.take_office(epoch),
             (None, Some(_)) => {
@@ -425,13 +441,13 @@ impl Coordinator {
         info!(epoch, "this broker is controller");
         self.controller = Some(epoch);
         self.renewed = Instant::now();
-        self.metrics.set_controller(true);
+        self.context.metrics.set_controller(true);
         self.consider_all();
     }
 
     fn leave_office(&mut self) {
         self.controller = None;
-        self.metrics.set_controller(false);
+        self.context.metrics.set_controller(false);
         self.pending.clear();
         self.resting.clear();
     }
@@ -449,7 +465,7 @@ impl Coordinator {
             self.consider(key);
         }
         let due = match self.controller {
-            Some(_) => self.renewed.elapsed() >= self.timing.renewal,
+            Some(_) => self.renewed.elapsed() >= self.context.timing.renewal,
             None => self.is_vacant(),
         };
         if due && !self.standing {
@@ -459,11 +475,11 @@ impl Coordinator {
 
     /// Whether no live process is controller.
     fn is_vacant(&self) -> bool {
-        let view = self.topics.view.lock();
+        let view = self.context.topics.view.lock();
         let Some(controller) = view.controller() else {
             return true;
         };
-        let name = ControllerState::lease_name(&self.claimant.cluster);
+        let name = ControllerState::lease_name(&self.context.claimant.cluster);
         let state = &controller.state;
         let gone = self
             .alive
@@ -476,15 +492,15 @@ impl Coordinator {
 
     /// Writes this process into the controller's Lease: to become controller, or to renew it.
     fn stand(&mut self) {
-        let (mut lease, epoch) = match self.topics.view.lock().controller() {
+        let (mut lease, epoch) = match self.context.topics.view.lock().controller() {
             Some(seen) => (seen.object.clone(), seen.held.epoch),
             None => (Lease::default(), 0),
         };
         let time = now();
         let held = Held {
-            holder: Some(self.claimant.identity.clone()),
+            holder: Some(self.context.claimant.identity.clone()),
             epoch: self.controller.unwrap_or(epoch + 1),
-            duration_seconds: Some(self.claimant.duration_seconds),
+            duration_seconds: Some(self.context.claimant.duration_seconds),
             acquired: match self.controller {
                 Some(_) => lease
                     .spec
@@ -494,15 +510,16 @@ impl Coordinator {
             },
             renewed: Some(time),
         };
-        lease.metadata.owner_references = self.claimant.owner.clone().map(|owner| vec![owner]);
+        lease.metadata.owner_references =
+            self.context.claimant.owner.clone().map(|owner| vec![owner]);
         let state = ControllerState {
-            broker_id: self.me.id,
-            broker_epoch: self.me.epoch,
+            broker_id: self.context.me.id,
+            broker_epoch: self.context.me.epoch,
         };
-        state.write(&mut lease, &self.claimant.cluster, held);
+        state.write(&mut lease, &self.context.claimant.cluster, held);
         self.standing = true;
         self.renewed = Instant::now();
-        let api = self.api.clone();
+        let api = self.context.api.clone();
         let write = async move {
             let (lease, pause) = write_or_read(&api, &lease).await;
             if lease.is_none() {
@@ -517,7 +534,7 @@ impl Coordinator {
         if self.controller.is_none() {
             return;
         }
-        let view = self.topics.view.lock();
+        let view = self.context.topics.view.lock();
         let keys = view.partitions().iter();
         self.pending = keys
             .map(|(key, seen)| (seen.lease.assignment.leader.is_some(), *key))
@@ -541,16 +558,22 @@ impl Coordinator {
                 // It is looked at again when that write is done.
                 continue;
             }
-            let Some(next) = self.decide(key, epoch) else {
+            let Some((next, reason)) = self.decide(key, epoch) else {
                 continue;
             };
             self.in_flight.insert(key);
-            let api = self.api.clone();
+            let context = self.context.clone();
             let write = async move {
-                let (lease, pause) = write_or_read(&api, &next).await;
+                let replaced = next.metadata.resource_version.clone();
+                let (lease, pause) = match reason {
+                    Reason::Unclean if !is_controller(&context, epoch).await => {
+                        (None, REFUSED_PAUSE)
+                    }
+                    _ => write_or_read(&context.api, &next).await,
+                };
                 Written::Partition {
                     key,
-                    replaced: next.metadata.resource_version,
+                    replaced,
                     lease,
                     pause,
                 }
@@ -559,19 +582,28 @@ impl Coordinator {
         }
     }
 
-    fn decide(&self, key: PartitionKey, controller_epoch: i32) -> Option<Lease> {
-        let view = self.topics.view.lock();
+    fn decide(&self, key: PartitionKey, controller_epoch: i32) -> Option<(Lease, Reason)> {
+        let view = self.context.topics.view.lock();
         let seen = view.partitions().get(&key)?;
-        let state = view.topics().get(&key.0)?.state;
-        let mut next = elect(&seen.lease, state, &self.alive, controller_epoch)?;
+        let record = view.topics().get(&key.0)?;
+        let rules = TopicRules {
+            state: record.state,
+            min_in_sync: min_in_sync(record),
+            unclean: record.config.unclean_leader_election,
+        };
+        let (mut next, reason) = elect(&seen.lease, rules, &self.alive, controller_epoch)?;
+        if reason == Reason::Unclean {
+            self.context.metrics.elected_uncleanly();
+            warn!(topic = record.config.name, partition = key.1, leader = ?next.assignment.leader, "no replica that was in sync is left: one that may lack acknowledged records leads, as the topic allows");
+        }
         if next.assignment.leader.is_some() {
-            self.metrics.elected();
+            self.context.metrics.elected();
             next.held.acquired = Some(now());
         }
         next.held.renewed = Some(now());
         let mut object = seen.object.clone();
-        next.write(&mut object, &self.claimant.cluster);
-        Some(object)
+        next.write(&mut object, &self.context.claimant.cluster);
+        Some((object, reason))
     }
 
     fn on_written(&mut self, written: Written) {
@@ -579,7 +611,7 @@ impl Coordinator {
             Written::Controller(lease) => {
                 self.standing = false;
                 if let Some(lease) = lease {
-                    let changed = self.topics.view.lock().apply(lease);
+                    let changed = self.context.topics.view.lock().apply(lease);
                     self.on_changed(changed);
                 }
             }
@@ -595,9 +627,9 @@ impl Coordinator {
                         // If the view refuses it: an older state was put back, and stays.
                         pause = REFUSED_PAUSE;
                     }
-                    self.topics.apply(lease);
+                    self.context.topics.apply(lease);
                 }
-                let known = self.topics.lease(key);
+                let known = self.context.topics.lease(key);
                 if known.is_none_or(|(_, object)| object.metadata.resource_version != replaced) {
                     self.consider(key);
                 } else if self.controller.is_some() {
@@ -613,16 +645,27 @@ impl Coordinator {
             return;
         }
         self.leave_office();
-        let controller = self.topics.view.lock().controller().cloned();
+        let controller = self.context.topics.view.lock().controller().cloned();
         let Some(mut seen) = controller else { return };
         seen.held.holder = None;
         seen.state
-            .write(&mut seen.object, &self.claimant.cluster, seen.held);
-        match self.api.write(&seen.object).await {
+            .write(&mut seen.object, &self.context.claimant.cluster, seen.held);
+        match self.context.api.write(&seen.object).await {
             Ok(_) => info!("this broker has given up being controller"),
             Err(error) => warn!(%error, "being controller can't be given up; it expires by itself"),
         }
     }
+}
+
+/// Whether this process is controller in that epoch, as the API server itself has it: what can lose records is not decided on what was
+/// true a moment ago.
+async fn is_controller(context: &Context, epoch: i32) -> bool {
+    let name = ControllerState::lease_name(&context.claimant.cluster);
+    let lease = context.api.lease(&name).await.ok().flatten();
+    let held = lease.and_then(|lease| ControllerState::read(&lease).ok());
+    held.is_some_and(|(_, held)| {
+        held.epoch == epoch && held.holder.as_deref() == Some(&context.claimant.identity)
+    })
 }
 
 /// Writes the Lease. If that fails, what is there instead, if that can be known, and how long to wait if it is nothing new.

@@ -2,7 +2,7 @@
 //!
 //! Safe whoever runs it and however stale what it knows: the new state replaces exactly the one that was read (compare-and-swap),
 //! and only a replica in the ISR *of that very state* is elected, by the id of its store. A controller that was deposed can so
-//! at worst make an election that was not needed.
+//! at worst make an election that was not needed. Unclean elections are the exception, and need a controller that is sure to be one.
 
 use std::collections::BTreeMap;
 
@@ -13,75 +13,145 @@ use uuid::Uuid;
 
 /// A broker that is alive.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct LiveBroker {
+pub(crate) struct LiveBroker {
     /// Its process.
-    pub(super) epoch: i32,
+    pub(crate) epoch: i32,
     /// What is on its volume.
-    pub(super) store: Uuid,
+    pub(crate) store: Uuid,
     /// Its pod.
-    pub(super) pod: String,
+    pub(crate) pod: String,
     /// It is about to stop.
-    pub(super) draining: bool,
+    pub(crate) draining: bool,
+    /// It has been alive for long enough to be given leaderships that others have.
+    pub(crate) settled: bool,
+}
+
+/// What of a topic's configuration elections depend on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TopicRules {
+    /// Whether it is served at all.
+    pub(crate) state: TopicState,
+    /// `min.insync.replicas`.
+    pub(crate) min_in_sync: usize,
+    /// Whether a replica that may lack acknowledged records may lead if no other is left.
+    pub(crate) unclean: bool,
+}
+
+/// Why a state follows another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// A replica of the ISR leads, since no one does or the last one can't go on.
+    Clean,
+    /// The preferred leader leads again.
+    Preferred,
+    /// A replica that may lack acknowledged records leads, since no other is left.
+    Unclean,
+    /// No one can lead.
+    Offline,
 }
 
 /// The state that shall follow, if another than this one shall.
-pub(super) fn elect(
+pub(crate) fn elect(
     lease: &PartitionLease,
-    topic: TopicState,
+    topic: TopicRules,
     alive: &BTreeMap<i32, LiveBroker>,
     controller_epoch: i32,
-) -> Option<PartitionLease> {
+) -> Option<(PartitionLease, Reason)> {
     let assignment = &lease.assignment;
-    if topic != TopicState::Active {
-        return assignment
-            .leader
-            .is_some()
-            .then(|| next(lease, None, &assignment.isr, controller_epoch));
-    }
-    let leads = |leader: &Leader| {
-        alive
-            .get(&leader.id)
-            .is_some_and(|broker| broker.epoch == leader.broker_epoch && !broker.draining)
+    let is_alive = |leader: &Leader| {
+        let broker = alive.get(&leader.id);
+        broker.is_some_and(|broker| broker.epoch == leader.broker_epoch)
     };
-    if assignment.leader.as_ref().is_some_and(leads) {
-        return None;
-    }
-    let in_sync = |id: i32, broker: &LiveBroker| {
-        let store = broker.store;
-        assignment.isr.contains(&Replica { id, store })
-            // No one has led it, so there is no record that a replica could lack.
-            || (assignment.isr.is_empty() && lease.held.epoch == 0)
+    let offline = || {
+        let isr = assignment.isr.clone();
+        (next(lease, None, isr, controller_epoch), Reason::Offline)
     };
-    let candidate = assignment.replicas.iter().find_map(|id| {
-        let broker = alive.get(id)?;
-        (!broker.draining && in_sync(*id, broker)).then_some((*id, broker))
-    });
-    match candidate {
-        Some((id, broker)) => {
-            let first = [Replica {
+    if topic.state != TopicState::Active {
+        return assignment.leader.is_some().then(offline);
+    }
+    let elected = |(id, broker): (i32, &LiveBroker), reason| {
+        let isr = match reason {
+            Reason::Unclean => vec![Replica {
                 id,
                 store: broker.store,
-            }];
-            let isr = match assignment.isr.is_empty() {
-                true => &first[..],
-                false => &assignment.isr,
-            };
-            Some(next(lease, Some((id, broker)), isr, controller_epoch))
+            }],
+            _ => isr_after(lease, id, topic.min_in_sync, alive),
+        };
+        let mut next = next(lease, Some((id, broker)), isr, controller_epoch);
+        if reason == Reason::Unclean {
+            next.assignment.last_unclean_epoch = Some(next.held.epoch);
         }
-        // A leader that is about to stop leads to the end; one that is gone does not.
-        None => {
-            let gone = |leader: &Leader| {
-                alive
-                    .get(&leader.id)
-                    .is_none_or(|broker| broker.epoch != leader.broker_epoch)
-            };
-            assignment
-                .leader
-                .as_ref()
-                .is_some_and(gone)
-                .then(|| next(lease, None, &assignment.isr, controller_epoch))
-        }
+        (next, reason)
+    };
+    let may_lead = |id: &i32| {
+        let broker = alive.get(id).filter(|broker| !broker.draining)?;
+        let is_new = assignment.isr.is_empty() && lease.held.epoch == 0;
+        // No one has led a new partition, so there is no record that a replica could lack.
+        let store = broker.store;
+        (is_new || assignment.isr.contains(&Replica { id: *id, store })).then_some((*id, broker))
+    };
+    let leader = assignment.leader.filter(is_alive);
+    let leads_on = leader.filter(|leader| !alive[&leader.id].draining);
+    if let Some(leader) = leads_on {
+        let preferred = assignment.replicas.first().and_then(may_lead);
+        return preferred
+            .filter(|(id, broker)| *id != leader.id && broker.settled)
+            .map(|preferred| elected(preferred, Reason::Preferred));
     }
+    if let Some(candidate) = assignment.replicas.iter().find_map(may_lead) {
+        return Some(elected(candidate, Reason::Clean));
+    }
+    if leader.is_some() {
+        // It is about to stop, and leads to the end.
+        return None;
+    }
+    let last_resort = || {
+        let mut replicas = assignment.replicas.iter();
+        replicas.find_map(|id| {
+            let broker = alive.get(id)?;
+            // Not at once: those of the ISR may be starting, too.
+            (broker.settled && !broker.draining).then_some((*id, broker))
+        })
+    };
+    if topic.unclean
+        && !assignment.isr.is_empty()
+        && let Some(candidate) = last_resort()
+    {
+        return Some(elected(candidate, Reason::Unclean));
+    }
+    assignment.leader.is_some().then(offline)
+}
+
+/// The ISR under a new leader: without those that can't keep up, as far as `min.insync.replicas` allows. Removing is safe, since who is
+/// left has all that is committed; fewer than the minimum would leave too few that may be elected. A new partition's is all that
+/// are alive.
+fn isr_after(
+    lease: &PartitionLease,
+    leader: i32,
+    min_in_sync: usize,
+    alive: &BTreeMap<i32, LiveBroker>,
+) -> Vec<Replica> {
+    let PartitionAssignment { replicas, isr, .. } = &lease.assignment;
+    let keeps_up = |replica: &Replica| {
+        let broker = alive.get(&replica.id);
+        broker.is_some_and(|broker| broker.store == replica.store && !broker.draining)
+    };
+    if isr.is_empty() {
+        let of = |id: &i32| {
+            let store = alive.get(id)?.store;
+            Some(Replica { id: *id, store })
+        };
+        return replicas.iter().filter_map(of).filter(keeps_up).collect();
+    }
+    let floor = min_in_sync.min(isr.len()).max(1);
+    let mut room = isr.len() - floor;
+    let mut kept = isr.clone();
+    kept.retain(|replica| {
+        let drop = room > 0 && replica.id != leader && !keeps_up(replica);
+        room -= usize::from(drop);
+        !drop
+    });
+    kept
 }
 
 /// The state in which a broker that has deleted its data of a deleted topic no longer is a replica.
@@ -103,7 +173,7 @@ pub(super) fn leave(lease: &PartitionLease, broker: i32) -> Option<PartitionLeas
 fn next(
     lease: &PartitionLease,
     leader: Option<(i32, &LiveBroker)>,
-    isr: &[Replica],
+    isr: Vec<Replica>,
     controller_epoch: i32,
 ) -> PartitionLease {
     let mut held = lease.held.clone();
@@ -111,7 +181,7 @@ fn next(
     // Each leader, also one that is elected anew after a restart, has an epoch of its own.
     held.epoch += i32::from(leader.is_some());
     let assignment = PartitionAssignment {
-        isr: isr.to_vec(),
+        isr,
         leader: leader.map(|(id, broker)| Leader {
             id,
             broker_epoch: broker.epoch,
@@ -135,6 +205,11 @@ mod tests {
     use super::*;
 
     const CONTROLLER_EPOCH: i32 = 7;
+    const RULES: TopicRules = TopicRules {
+        state: TopicState::Active,
+        min_in_sync: 1,
+        unclean: false,
+    };
 
     fn store(number: u128) -> Uuid {
         Uuid::from_u128(number)
@@ -148,6 +223,7 @@ mod tests {
                 store: store(number),
                 pod: format!("main-broker-{id}"),
                 draining: epoch < 0,
+                settled: true,
             };
             (id, broker)
         };
@@ -200,7 +276,7 @@ mod tests {
             ),
             (
                 "a live leader stays",
-                lease(&isr, Some((1, 1)), 3),
+                lease(&isr, Some((0, 1)), 3),
                 &all[..],
                 None,
             ),
@@ -253,12 +329,8 @@ mod tests {
                 None,
             ),
         ] {
-            let found = elect(
-                &lease,
-                TopicState::Active,
-                &alive(alive_now),
-                CONTROLLER_EPOCH,
-            );
+            let found = elect(&lease, RULES, &alive(alive_now), CONTROLLER_EPOCH);
+            let found = found.map(|(next, _)| next);
             let leader = found
                 .as_ref()
                 .map(|next| next.assignment.leader.map(|leader| leader.id));
@@ -277,15 +349,134 @@ mod tests {
                 leader.flatten().map(|id| format!("main-broker-{id}")),
                 "{name}"
             );
-            // Elections never shrink the ISR; the first one makes it.
-            if !lease.assignment.isr.is_empty() {
-                assert_eq!(next.assignment.isr, lease.assignment.isr, "{name}");
-            } else {
-                let leader = next.assignment.leader.unwrap().id;
-                let ids: Vec<i32> = next.assignment.isr.iter().map(|r| r.id).collect();
-                assert_eq!(ids, [leader], "{name}");
-            }
+            let by = next.assignment.leader;
+            assert!(
+                by.is_none_or(|by| next.assignment.isr.iter().any(|r| r.id == by.id)),
+                "{name}"
+            );
         }
+    }
+
+    #[test]
+    fn an_election_drops_who_can_not_keep_up_but_leaves_as_many_as_must_be_in_sync() {
+        let isr = [(0, 10), (1, 11), (2, 12)];
+        for (name, lease, alive_now, min_in_sync, expected) in [
+            (
+                "a new partition has all that are alive",
+                lease(&[], None, 0),
+                &[(1, 1, 11), (2, 1, 12)][..],
+                2,
+                &[1, 2][..],
+            ),
+            (
+                "who is gone is dropped",
+                lease(&isr, Some((0, 1)), 3),
+                &[(1, 1, 11), (2, 1, 12)],
+                2,
+                &[1, 2],
+            ),
+            (
+                "or is about to stop",
+                lease(&isr, Some((0, 1)), 3),
+                &[(0, -1, 10), (1, 1, 11), (2, 1, 12)],
+                2,
+                &[1, 2],
+            ),
+            (
+                "or lost its data",
+                lease(&isr, Some((0, 1)), 3),
+                &[(0, 2, 77), (1, 1, 11), (2, 1, 12)],
+                2,
+                &[1, 2],
+            ),
+            (
+                "but not below the minimum",
+                lease(&isr, Some((0, 1)), 3),
+                &[(2, 1, 12)],
+                2,
+                &[1, 2],
+            ),
+            (
+                "nor below what there is",
+                lease(&isr[1..], Some((1, 1)), 3),
+                &[(2, 1, 12)],
+                3,
+                &[1, 2],
+            ),
+            (
+                "and never the leader",
+                lease(&isr[..2], Some((0, 1)), 3),
+                &[(1, 1, 11)],
+                1,
+                &[1],
+            ),
+        ] {
+            let rules = TopicRules {
+                min_in_sync,
+                ..RULES
+            };
+            let (next, reason) = elect(&lease, rules, &alive(alive_now), CONTROLLER_EPOCH).unwrap();
+            let ids: Vec<i32> = next.assignment.isr.iter().map(|r| r.id).collect();
+            assert_eq!(
+                (ids.as_slice(), reason),
+                (expected, Reason::Clean),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_preferred_leader_gets_its_partition_back_once_it_has_settled() {
+        let led = lease(&[(0, 10), (1, 11)], Some((1, 1)), 3);
+        let mut brokers = alive(&[(0, 1, 10), (1, 1, 11)]);
+        let (next, reason) = elect(&led, RULES, &brokers, CONTROLLER_EPOCH).unwrap();
+        assert_eq!(
+            (next.assignment.leader.unwrap().id, reason),
+            (0, Reason::Preferred)
+        );
+        assert_eq!(next.held.epoch, 4);
+        assert_eq!(elect(&next, RULES, &brokers, CONTROLLER_EPOCH), None);
+        let not_in_sync = lease(&[(1, 11)], Some((1, 1)), 3);
+        assert_eq!(elect(&not_in_sync, RULES, &brokers, CONTROLLER_EPOCH), None);
+        brokers.get_mut(&0).unwrap().settled = false;
+        assert_eq!(elect(&led, RULES, &brokers, CONTROLLER_EPOCH), None);
+    }
+
+    #[test]
+    fn a_replica_that_may_lack_records_leads_only_where_the_topic_says_so_and_that_is_noted() {
+        let led = lease(&[(0, 10)], Some((0, 1)), 3);
+        let mut brokers = alive(&[(1, 1, 11), (2, 1, 12)]);
+        let (offline, reason) = elect(&led, RULES, &brokers, CONTROLLER_EPOCH).unwrap();
+        assert_eq!((offline.assignment.leader, reason), (None, Reason::Offline));
+        let rules = TopicRules {
+            unclean: true,
+            ..RULES
+        };
+        let (next, reason) = elect(&offline, rules, &brokers, CONTROLLER_EPOCH).unwrap();
+        assert_eq!(
+            (next.assignment.leader.unwrap().id, reason),
+            (1, Reason::Unclean)
+        );
+        assert_eq!(next.assignment.last_unclean_epoch, Some(next.held.epoch));
+        assert_eq!(
+            next.assignment.isr,
+            [Replica {
+                id: 1,
+                store: store(11)
+            }]
+        );
+        brokers
+            .values_mut()
+            .for_each(|broker| broker.settled = false);
+        assert_eq!(elect(&offline, rules, &brokers, CONTROLLER_EPOCH), None);
+        // A clean one is always better.
+        let back = alive(&[(0, 2, 10), (1, 1, 11)]);
+        let (next, reason) = elect(&offline, rules, &back, CONTROLLER_EPOCH).unwrap();
+        assert_eq!(
+            (next.assignment.leader.unwrap().id, reason),
+            (0, Reason::Clean)
+        );
+        assert_eq!(next.assignment.last_unclean_epoch, None);
     }
 
     #[test]
@@ -293,11 +484,12 @@ mod tests {
         let alive = alive(&[(0, 1, 10)]);
         for state in [TopicState::Retained, TopicState::Deleting] {
             let led = lease(&[(0, 10)], Some((0, 1)), 3);
-            let next = elect(&led, state, &alive, CONTROLLER_EPOCH).unwrap();
+            let rules = TopicRules { state, ..RULES };
+            let (next, _) = elect(&led, rules, &alive, CONTROLLER_EPOCH).unwrap();
             assert_eq!(next.assignment.leader, None);
             assert_eq!(next.assignment.isr, led.assignment.isr);
             assert_eq!(next.held.epoch, 3);
-            assert_eq!(elect(&next, state, &alive, CONTROLLER_EPOCH), None);
+            assert_eq!(elect(&next, rules, &alive, CONTROLLER_EPOCH), None);
         }
     }
 

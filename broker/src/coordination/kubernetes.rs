@@ -1,13 +1,17 @@
 //! A broker among several, coordinated through a Kubernetes API server: wires session, coordinator and replicas together.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
 
 use futures::StreamExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{Client, Resource};
 use millrace_crds::{
     Cluster,
-    coordination::{BrokerSession, TopicRecord, TopicState},
+    coordination::{BrokerSession, PartitionLease, Replica, TopicRecord, TopicState},
 };
 use tokio::{
     sync::{oneshot, watch},
@@ -20,18 +24,28 @@ use uuid::Uuid;
 
 use super::{
     api::{ApiError, ClusterApi, ConnectError, connect},
+    context::Context,
     coordinator::{Coordinator, Timing, Topics},
     election::leave,
+    isr::IsrChanges,
     membership::{self, Renewal, SessionLost},
-    replicas::{Me, Replicas, Wanted},
+    replicas::{Replicas, Wanted},
     session::{ClaimError, Claimant},
 };
 use crate::{
-    directory::Directory,
+    directory::ClusterView,
+    fetching::Fetching,
     observe::Metrics,
+    replication::{self, Me},
     storage::{BrokerIdentity, StorageError, Store},
 };
 
+/// Before an ISR change that could not be written is looked at again.
+const ISR_PAUSE: Duration = Duration::from_secs(1);
+/// How long handing over may take, and leaving the ISR after that.
+const DRAIN_LIMIT: Duration = Duration::from_secs(20);
+const LEAVE_ISR: Duration = Duration::from_secs(1);
+const DRAIN_POLL: Duration = Duration::from_millis(20);
 /// Writes at a time that take this broker out of a deleted topic's replicas.
 const MAX_LEAVES: usize = 16;
 /// After something failed.
@@ -54,6 +68,8 @@ pub struct Membership {
     pub address: String,
     /// How long sessions last.
     pub timing: Timing,
+    /// How long a replica may lag behind before it is no longer in sync.
+    pub replica_lag: Duration,
 }
 
 /// Why a broker can't take part in its Cluster.
@@ -84,6 +100,7 @@ pub struct Member {
     pub broker_id: i32,
     /// Resolves if another process has taken this one's session: it must not go on. For one to wait for.
     pub lost: Option<oneshot::Receiver<SessionLost>>,
+    context: Arc<Context>,
     renewal: Renewal,
     coordinator: JoinHandle<()>,
 }
@@ -94,16 +111,17 @@ impl Membership {
         format!("{}/{}", self.namespace, self.cluster)
     }
 
-    /// Takes part: claims volume and session, and returns when the Cluster's state is known. Gives up being controller when stopped.
+    /// Takes part: claims volume and session, and returns when the Cluster's state is known. Others may connect from then on: the listener
+    /// must be there before. Gives up being controller when stopped.
     pub async fn join(
         self,
         store: Arc<Store>,
-        directory: Arc<Directory>,
+        cluster: ClusterView,
         metrics: Arc<Metrics>,
         stop: CancellationToken,
     ) -> Result<Member, JoinError> {
         let client = connect(metrics.clone()).await?;
-        self.join_through(client, store, directory, metrics, stop)
+        self.join_through(client, store, cluster, metrics, stop)
             .await
     }
 
@@ -112,7 +130,7 @@ impl Membership {
         self,
         client: Client,
         store: Arc<Store>,
-        directory: Arc<Directory>,
+        cluster: ClusterView,
         metrics: Arc<Metrics>,
         stop: CancellationToken,
     ) -> Result<Member, JoinError> {
@@ -132,6 +150,7 @@ impl Membership {
             identity: format!("{}/{}/{}", self.pod, self.pod_uid, Uuid::new_v4().simple()),
             duration_seconds: i32::try_from(self.timing.duration.as_secs()).unwrap_or(i32::MAX),
             starts: store.incarnation(),
+            draining: Arc::default(),
         });
         let session = membership::claim(&api, &claimant).await?;
         let me = Me {
@@ -141,32 +160,47 @@ impl Membership {
         };
         info!(broker = broker_id, epoch = me.epoch, "session claimed");
         let (renewal, lost) = session.keep(api.clone(), claimant.clone(), self.timing.renewal);
-        let (ready, mut synced) = watch::channel(false);
-        let topics = Arc::new(Topics::default());
-        let coordinator = Coordinator::new(
-            api.clone(),
+        let fetching = Fetching::new(
+            me,
+            cluster.cluster_id,
+            store.clone(),
+            cluster.peers.clone(),
+            metrics.clone(),
+            stop.clone(),
+        );
+        let context = Arc::new(Context {
+            api,
             claimant,
             me,
-            self.timing,
-            directory.clone(),
+            timing: self.timing,
+            replication: replication::Timing {
+                lag: self.replica_lag,
+                pause: ISR_PAUSE,
+            },
+            directory: cluster.directory,
             metrics,
-            topics.clone(),
-            ready,
-        );
+            topics: Topics::default(),
+            peers: cluster.peers,
+            hosting: cluster.hosting,
+            fetching,
+        });
+        let (ready, mut synced) = watch::channel(false);
+        let coordinator = Coordinator::new(context.clone(), ready);
         let coordinator = tokio::spawn(coordinator.run(stop.clone()));
-        let replicas = Replicas::new(me, store, directory);
-        let follower = Follower {
-            api,
-            cluster: self.cluster,
-            me,
-            topics,
-        };
-        tokio::spawn(stop.run_until_cancelled_owned(follower.run(replicas)));
+        let follower = Follower(context.clone());
+        let replicas = Replicas::new(context.clone(), store);
+        tokio::spawn(
+            stop.clone()
+                .run_until_cancelled_owned(follower.run(replicas)),
+        );
+        let isr_changes = IsrChanges::new(context.clone());
+        tokio::spawn(stop.run_until_cancelled_owned(isr_changes.run()));
         // Fails only if the task ended, since it was stopped.
         let _ = synced.wait_for(|synced| *synced).await;
         Ok(Member {
             broker_id,
             lost: Some(lost),
+            context,
             renewal,
             coordinator,
         })
@@ -204,6 +238,48 @@ impl Membership {
 }
 
 impl Member {
+    /// Hands over what others can take, before this process stops: it says so in its session, the controller elects other leaders, and
+    /// those take it out of the ISR, so that no one waits for it. Until then it serves. Returns when that is done, or has taken too long.
+    pub async fn drain(&self) {
+        let context = &self.context;
+        let own = Replica {
+            id: context.me.id,
+            store: context.me.store,
+        };
+        let stays = |replica: &Replica| *replica != own && !context.peers.get(replica.id).gone;
+        let leads = |lease: &PartitionLease| {
+            let leader = lease.assignment.leader;
+            leader.is_some_and(|leader| leader.id == own.id)
+                && lease.assignment.isr.iter().any(stays)
+        };
+        let in_sync = |lease: &PartitionLease| {
+            lease.assignment.isr.contains(&own) && lease.assignment.isr.iter().any(stays)
+        };
+        context.claimant.draining.store(true, Ordering::Release);
+        self.renewal.at_once();
+        let begun = Instant::now();
+        let mut handed_over = None;
+        loop {
+            let led = context.topics.count(leads);
+            if led == 0 {
+                let since: Instant = *handed_over.get_or_insert_with(Instant::now);
+                // Some stay: fewer would be in sync than their topics ask for.
+                if context.topics.count(in_sync) == 0 || since.elapsed() > LEAVE_ISR {
+                    break;
+                }
+            }
+            if begun.elapsed() > DRAIN_LIMIT {
+                warn!(
+                    partitions = led,
+                    "no one took these partitions over: they have no leader until others are elected"
+                );
+                break;
+            }
+            tokio::time::sleep(DRAIN_POLL).await;
+        }
+        info!(took = ?begun.elapsed(), "leaderships are handed over");
+    }
+
     /// Gives up the session, last of all.
     pub async fn leave(self) {
         let _ = self.coordinator.await;
@@ -212,12 +288,7 @@ impl Member {
 }
 
 /// The task that follows topics one by one.
-struct Follower {
-    api: ClusterApi,
-    cluster: String,
-    me: Me,
-    topics: Arc<Topics>,
-}
+struct Follower(Arc<Context>);
 
 impl Follower {
     async fn run(self, mut replicas: Replicas) {
@@ -226,10 +297,10 @@ impl Follower {
         retries.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let changed = tokio::select! {
-                changed = self.topics.changed() => changed,
+                changed = self.0.topics.changed() => changed,
                 _ = retries.tick(), if !to_retry.is_empty() => {
                     for topic_id in std::mem::take(&mut to_retry) {
-                        self.topics.mark(topic_id);
+                        self.0.topics.mark(topic_id);
                     }
                     continue;
                 }
@@ -281,14 +352,14 @@ impl Follower {
         let mine: BTreeSet<i32> = wanted
             .partitions
             .iter()
-            .filter(|(_, lease)| lease.assignment.replicas.contains(&self.me.id))
+            .filter(|(_, lease)| lease.assignment.replicas.contains(&self.0.me.id))
             .map(|(index, _)| *index)
             .collect();
         if mine.is_empty() {
             return Ok(None);
         }
-        let name = TopicRecord::object_name(&self.cluster, &record.config.name);
-        let now = self.api.record(&name).await?;
+        let name = TopicRecord::object_name(&self.0.claimant.cluster, &record.config.name);
+        let now = self.0.api.record(&name).await?;
         let confirmed = now
             .and_then(|object| TopicRecord::read(&object).ok())
             .is_some_and(|record| is_deleting(&record));
@@ -298,15 +369,15 @@ impl Follower {
     /// Tells the operator that this broker has nothing of these partitions any more. What went wrong, if something did.
     async fn leave(&self, topic_id: Uuid, partitions: BTreeSet<i32>) -> Option<String> {
         let leaves = partitions.into_iter().map(|partition| async move {
-            let (lease, mut object) = self.topics.lease((topic_id, partition))?;
-            let next = leave(&lease, self.me.id)?;
-            next.write(&mut object, &self.cluster);
+            let (lease, mut object) = self.0.topics.lease((topic_id, partition))?;
+            let next = leave(&lease, self.0.me.id)?;
+            next.write(&mut object, &self.0.claimant.cluster);
             let name = object.metadata.name.clone().unwrap_or_default();
-            let written = match self.api.write(&object).await {
+            let written = match self.0.api.write(&object).await {
                 Err(ApiError::NotFound(_)) => return None,
-                Err(ApiError::Conflict(_)) => match self.api.lease(&name).await {
+                Err(ApiError::Conflict(_)) => match self.0.api.lease(&name).await {
                     Ok(Some(current)) => {
-                        self.topics.apply(current);
+                        self.0.topics.apply(current);
                         return Some(format!("{name} was changed meanwhile"));
                     }
                     other => other.map(|_| None),
@@ -314,7 +385,7 @@ impl Follower {
                 other => other.map(Some),
             };
             match written {
-                Ok(Some(lease)) => self.topics.apply(lease),
+                Ok(Some(lease)) => self.0.topics.apply(lease),
                 Ok(None) => {}
                 Err(error) => return Some(error.to_string()),
             }

@@ -4,7 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::{api::coordination::v1::Lease, apimachinery::pkg::apis::meta::v1::MicroTime};
 use millrace_crds::coordination::BrokerSession;
-use tokio::{sync::oneshot, task::JoinHandle, time::MissedTickBehavior};
+use tokio::{
+    sync::{Notify, oneshot},
+    task::JoinHandle,
+    time::MissedTickBehavior,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -35,6 +39,7 @@ pub(super) struct Session {
 
 /// A session that is renewed in the background.
 pub(super) struct Renewal {
+    at_once: Arc<Notify>,
     leave: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -78,11 +83,18 @@ impl Session {
         let (lost, loss) = oneshot::channel();
         let leave = CancellationToken::new();
         let stop = leave.clone();
+        let at_once = Arc::new(Notify::new());
+        let asked = at_once.clone();
         let task = tokio::spawn(async move {
             let mut lease = self.lease;
             let mut ticks = tokio::time::interval(interval);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => break,
+                    _ = ticks.tick() => {}
+                    () = asked.notified() => {}
+                }
                 let renew = |lease| claimant.renew(lease, now());
                 match rewrite(&api, &mut lease, renew).await {
                     Ok(true) => {}
@@ -100,11 +112,23 @@ impl Session {
                 Err(error) => warn!(%error, "the session can't be given up; it expires by itself"),
             }
         });
-        (Renewal { leave, task }, loss)
+        (
+            Renewal {
+                at_once,
+                leave,
+                task,
+            },
+            loss,
+        )
     }
 }
 
 impl Renewal {
+    /// Writes the session now, as it has changed.
+    pub(super) fn at_once(&self) {
+        self.at_once.notify_one();
+    }
+
     /// Gives the session up: who watches it sees at once that this process is gone.
     pub(super) async fn leave(self) {
         self.leave.cancel();

@@ -1,31 +1,24 @@
 //! What this broker does about its partitions: holds, leads, gives up, deletes. It follows the [`View`](super::view::View), topic by topic,
-//! and tells the [`Directory`] what came of it.
+//! and tells the [directory](crate::directory) what came of it.
 
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
+    time::Instant,
 };
 
 use millrace_crds::coordination::{PartitionLease, Replica, TopicRecord, TopicState};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 use uuid::Uuid;
 
+use super::context::Context;
 use crate::{
-    directory::{Directory, Partition, Topic},
+    directory::{Partition, Topic},
+    partition::{HostedReplica, Part},
+    replication::{Follower, Me},
     storage::{StorageError, Store, StoredPartition},
     topics::log_config,
 };
-
-/// This process.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Me {
-    /// The broker's id.
-    pub(super) id: i32,
-    /// Its epoch.
-    pub(super) epoch: i32,
-    /// What is on its volume.
-    pub(super) store: Uuid,
-}
 
 /// A topic as it should be.
 #[derive(Debug)]
@@ -38,40 +31,68 @@ pub(super) struct Wanted {
     pub(super) partitions: BTreeMap<i32, PartitionLease>,
 }
 
-/// Brings the store and the directory to what is wanted. Blocks.
+/// Brings the store, the replicas and the directory to what is wanted. Blocks.
 pub(super) struct Replicas {
-    me: Me,
+    context: Arc<Context>,
     store: Arc<Store>,
-    directory: Arc<Directory>,
     /// Under which name a topic was last published.
     published: HashMap<Uuid, Arc<str>>,
 }
 
-impl Me {
-    /// The epoch in which this process leads the partition, if it does.
-    pub(super) fn leads(&self, lease: &PartitionLease) -> Option<i32> {
-        let leader = lease.assignment.leader.as_ref()?;
-        let own = Replica {
-            id: self.id,
-            store: self.store,
-        };
-        let is_me = leader.id == self.id && leader.broker_epoch == self.epoch;
-        (is_me && lease.assignment.isr.contains(&own)).then_some(lease.held.epoch)
+/// What this process is to be to a partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Wish {
+    /// To lead it in that epoch.
+    Lead(i32),
+    /// To follow its leader.
+    Follow(Follower),
+    /// To hold it, for someone to lead.
+    Hold,
+}
+
+/// What the Lease of a partition asks of this process; `None` if it is nothing to it.
+pub(super) fn wish(me: Me, lease: &PartitionLease) -> Option<Wish> {
+    let assignment = &lease.assignment;
+    let own = Replica {
+        id: me.id,
+        store: me.store,
+    };
+    let is_replica = assignment.replicas.contains(&me.id) || assignment.isr.contains(&own);
+    match assignment.leader {
+        Some(leader) if leader.id != me.id => is_replica.then_some(Wish::Follow(Follower {
+            epoch: lease.held.epoch,
+            leader: leader.id,
+            last_unclean_epoch: assignment.last_unclean_epoch,
+        })),
+        // Leadership is bound to one process, and to what it had on its volume.
+        Some(leader) if leader.broker_epoch == me.epoch && assignment.isr.contains(&own) => {
+            Some(Wish::Lead(lease.held.epoch))
+        }
+        _ => is_replica.then_some(Wish::Hold),
+    }
+}
+
+impl Wish {
+    fn part(&self) -> Part {
+        match self {
+            Wish::Lead(epoch) => Part::Leader(*epoch),
+            Wish::Follow(follower) => Part::Follower(follower.epoch),
+            Wish::Hold => Part::Neither,
+        }
     }
 }
 
 impl Replicas {
     /// Of this process.
-    pub(super) fn new(me: Me, store: Arc<Store>, directory: Arc<Directory>) -> Self {
+    pub(super) fn new(context: Arc<Context>, store: Arc<Store>) -> Self {
         Self {
-            me,
+            context,
             store,
-            directory,
             published: HashMap::new(),
         }
     }
 
-    /// Holds and leads what it should, and publishes the topic, if it is served.
+    /// Holds, leads and follows what it should, and publishes the topic, if it is served.
     pub(super) fn follow(&mut self, wanted: &Wanted) -> Result<(), StorageError> {
         match &wanted.record {
             Some(record) if record.state == TopicState::Active => self.serve(record, wanted),
@@ -90,66 +111,230 @@ impl Replicas {
         };
         let partitions: Vec<_> = held.partitions.keys().map(|i| (topic_id, *i)).collect();
         self.store.delete_partitions(&partitions)?;
+        for key in &partitions {
+            self.context.hosting.remove(*key);
+        }
         info!(topic = %held.name, partitions = partitions.len(), "topic deleted: its records are gone from this broker");
         Ok(())
     }
 
     fn serve(&mut self, record: &TopicRecord, wanted: &Wanted) -> Result<(), StorageError> {
         let topic_id = wanted.topic_id;
+        let me = self.context.me;
         let config = log_config(&record.config);
-        let led: BTreeMap<i32, i32> = wanted
+        let min_in_sync = min_in_sync(record);
+        let wishes: BTreeMap<i32, Wish> = wanted
             .partitions
             .iter()
-            .filter_map(|(index, lease)| Some((*index, self.me.leads(lease)?)))
+            .filter_map(|(index, lease)| Some((*index, wish(me, lease)?)))
             .collect();
-        let indexes: Vec<i32> = led.keys().copied().collect();
+        let indexes: Vec<i32> = wishes.keys().copied().collect();
         let held = self
             .store
             .ensure_partitions(topic_id, &record.config.name, &indexes, config)?
             .partitions;
-        for (index, log) in &held {
-            match led.get(index) {
-                Some(epoch) => log.lead(*epoch)?,
-                None => log.resign(),
+        let hosted: BTreeMap<i32, Arc<HostedReplica>> = held
+            .iter()
+            .map(|(index, log)| (*index, self.host((topic_id, *index), log)))
+            .collect();
+        // First, so that who is told that this broker no longer leads is told, too, who does.
+        self.publish(record, wanted, &hosted, config.max_message_bytes);
+        let mut changes = Vec::new();
+        for (index, replica) in &hosted {
+            let wish = wishes.get(index).unwrap_or(&Wish::Hold);
+            let lease = wanted.partitions.get(index);
+            let key = (topic_id, *index);
+            if replica.part() == wish.part() {
+                if let Some(lease) = lease {
+                    replica.adopt(lease, min_in_sync);
+                }
+                continue;
+            }
+            replica.stop();
+            self.context.fetching.unfollow(key);
+            changes.push((key, replica, wish, lease));
+        }
+        if changes.is_empty() {
+            return Ok(());
+        }
+        // What was accepted before is finished: from here on the logs stand still.
+        futures::executor::block_on(self.store.settled())?;
+        for (key, replica, wish, lease) in changes {
+            match (wish, lease) {
+                (Wish::Lead(epoch), Some(lease)) => {
+                    let last = replica.log().last_epoch();
+                    if last.is_some_and(|last| last > *epoch) {
+                        error!(topic = %replica.log().topic, partition = key.1, epoch, ?last, "the partition's Lease is older than this replica's records: someone put an old state back. The partition is not led; write a higher spec.leaseTransitions into its Lease");
+                        continue;
+                    }
+                    replica.lead(lease.clone(), min_in_sync, Instant::now())?;
+                }
+                (Wish::Follow(follower), _) => {
+                    replica.follow(*follower)?;
+                    self.context
+                        .fetching
+                        .follow(key, *follower, replica.clone());
+                }
+                _ => {}
             }
         }
+        Ok(())
+    }
+
+    fn host(&self, key: (Uuid, i32), log: &StoredPartition) -> Arc<HostedReplica> {
+        let context = &self.context;
+        context.hosting.get_or_insert(key, || {
+            HostedReplica::new(context.me, context.replication, log.clone())
+        })
+    }
+
+    fn publish(
+        &mut self,
+        record: &TopicRecord,
+        wanted: &Wanted,
+        hosted: &BTreeMap<i32, Arc<HostedReplica>>,
+        max_message_bytes: usize,
+    ) {
         let name: Arc<str> = record.config.name.as_str().into();
         // Clients count partitions: one is known when all before it are.
         let known = (0..).map_while(|index| wanted.partitions.get(&index).map(|l| (index, l)));
-        let partitions = known.map(|(index, lease)| describe(lease, held.get(&index).cloned()));
-        self.directory.publish(Topic {
+        let partitions = known.map(|(index, lease)| describe(lease, hosted.get(&index).cloned()));
+        self.context.directory.publish(Topic {
             name: name.clone(),
-            topic_id,
-            max_message_bytes: config.max_message_bytes,
+            topic_id: wanted.topic_id,
+            max_message_bytes,
             partitions: partitions.collect(),
         });
-        self.published.insert(topic_id, name);
-        Ok(())
+        self.published.insert(wanted.topic_id, name);
     }
 
     fn withdraw(&mut self, topic_id: Uuid) {
         if let Some(name) = self.published.remove(&topic_id) {
-            self.directory.withdraw(&name, topic_id);
+            self.context.directory.withdraw(&name, topic_id);
         }
         let Some(held) = self.store.topic(topic_id) else {
             return;
         };
-        for log in held.partitions.values() {
-            if log.leader_epoch().is_some() {
+        for (index, log) in &held.partitions {
+            let key = (topic_id, *index);
+            let Some(replica) = self.context.hosting.get(key) else {
+                continue;
+            };
+            if replica.part() != Part::Neither {
                 warn!(topic = %held.name, partition = log.index, "no longer served");
+                replica.stop();
+                self.context.fetching.unfollow(key);
             }
-            log.resign();
         }
     }
 }
 
-fn describe(lease: &PartitionLease, log: Option<StoredPartition>) -> Partition {
+/// The topic's `min.insync.replicas`.
+pub(super) fn min_in_sync(record: &TopicRecord) -> usize {
+    record.config.min_insync_replicas.unwrap_or(1) as usize
+}
+
+fn describe(lease: &PartitionLease, replica: Option<Arc<HostedReplica>>) -> Partition {
     let assignment = &lease.assignment;
     Partition {
         leader: assignment.leader.as_ref().map(|leader| leader.id),
         leader_epoch: lease.held.epoch,
         replicas: assignment.replicas.clone(),
         isr: assignment.isr.iter().map(|replica| replica.id).collect(),
-        log,
+        log: replica.as_ref().map(|replica| replica.log().clone()),
+        replica,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use millrace_crds::coordination::{Held, Leader, PartitionAssignment};
+
+    use super::*;
+
+    #[test]
+    fn a_process_leads_only_as_itself_and_with_the_volume_that_is_in_sync() {
+        let store = |number| Uuid::from_u128(number);
+        let me = Me {
+            id: 1,
+            epoch: 5,
+            store: store(11),
+        };
+        let follow = Wish::Follow(Follower {
+            epoch: 3,
+            leader: 0,
+            last_unclean_epoch: Some(2),
+        });
+        for (name, replicas, isr, leader, expected) in [
+            (
+                "leads",
+                vec![0, 1],
+                vec![(0, 10), (1, 11)],
+                Some((1, 5)),
+                Some(Wish::Lead(3)),
+            ),
+            (
+                "was started again",
+                vec![0, 1],
+                vec![(1, 11)],
+                Some((1, 4)),
+                Some(Wish::Hold),
+            ),
+            (
+                "lost its data",
+                vec![0, 1],
+                vec![(1, 12)],
+                Some((1, 5)),
+                Some(Wish::Hold),
+            ),
+            (
+                "follows",
+                vec![0, 1],
+                vec![(0, 10)],
+                Some((0, 9)),
+                Some(follow.clone()),
+            ),
+            (
+                "no one leads",
+                vec![0, 1],
+                vec![(0, 10)],
+                None,
+                Some(Wish::Hold),
+            ),
+            (
+                "is no replica",
+                vec![0, 2],
+                vec![(0, 10)],
+                Some((0, 9)),
+                None,
+            ),
+            (
+                "is no replica yet in sync",
+                vec![0, 2],
+                vec![(0, 10), (1, 11)],
+                Some((0, 9)),
+                Some(follow.clone()),
+            ),
+        ] {
+            let mut assignment = PartitionAssignment::new(store(99), 0, replicas);
+            assignment.isr = isr
+                .into_iter()
+                .map(|(id, number)| Replica {
+                    id,
+                    store: store(number),
+                })
+                .collect();
+            assignment.leader = leader.map(|(id, broker_epoch)| Leader { id, broker_epoch });
+            assignment.last_unclean_epoch = Some(2);
+            let held = Held {
+                epoch: 3,
+                ..Held::default()
+            };
+            assert_eq!(
+                wish(me, &PartitionLease { assignment, held }),
+                expected,
+                "{name}"
+            );
+        }
     }
 }

@@ -1,5 +1,10 @@
 //! A broker's claim on its session Lease: what is written when it starts, renews and ends.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
 use k8s_openapi::{
     api::coordination::v1::Lease,
     apimachinery::pkg::apis::meta::v1::{MicroTime, OwnerReference},
@@ -22,6 +27,8 @@ pub(super) struct Claimant {
     /// How often its store was opened: a process of it has at least this epoch, though the Lease that counts them was deleted. In an epoch of an
     /// earlier process it would go on leading what that one led.
     pub(super) starts: i32,
+    /// It is about to stop.
+    pub(super) draining: Arc<AtomicBool>,
 }
 
 /// Why a session can't be claimed.
@@ -100,7 +107,11 @@ impl Claimant {
             return None;
         }
         change(&mut held);
-        self.session.write(&mut lease, &self.cluster, held);
+        let session = BrokerSession {
+            draining: self.draining.load(Ordering::Acquire),
+            ..self.session.clone()
+        };
+        session.write(&mut lease, &self.cluster, held);
         Some(lease)
     }
 }
@@ -126,6 +137,7 @@ mod tests {
             identity: format!("{pod}/uid/{boot}"),
             duration_seconds: 6,
             starts: 1,
+            draining: Arc::default(),
         }
     }
 

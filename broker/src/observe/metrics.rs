@@ -19,6 +19,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use super::replicas::ReplicaCollector;
+use crate::partition::Hosting;
 use crate::storage::{DiskState, PartitionLog, Store, StoredTopic};
 
 /// From 50 µs to 13 s.
@@ -68,6 +70,9 @@ pub struct Metrics {
     errors: Family<ReasonLabel, Counter>,
     produced_bytes: Counter,
     fetched_bytes: Counter,
+    replicated_bytes: Counter,
+    isr_changes: Counter,
+    unclean_elections: Counter,
     connections: Gauge,
     connections_refused: Counter,
     api_requests: Family<ApiLabel, Counter>,
@@ -97,8 +102,8 @@ impl Drop for ConnectionGauge {
 }
 
 impl Metrics {
-    /// The metrics of a broker on this store.
-    pub fn new(store: Arc<Store>) -> Arc<Self> {
+    /// The metrics of a broker on this store, with these replicas.
+    pub fn new(store: Arc<Store>, hosting: Arc<Hosting>) -> Arc<Self> {
         let mut registry = Registry::with_prefix("millrace");
         let latency = Family::<MethodLabel, Histogram>::new_with_constructor(|| {
             Histogram::new(LATENCY_BUCKETS)
@@ -125,6 +130,24 @@ impl Metrics {
             "fetched_bytes",
             "Bytes of record batches sent to consumers",
             fetched_bytes.clone(),
+        );
+        let replicated_bytes = Counter::default();
+        registry.register(
+            "replicated_bytes",
+            "Bytes of record batches taken from leaders",
+            replicated_bytes.clone(),
+        );
+        let isr_changes = Counter::default();
+        registry.register(
+            "isr_changes",
+            "Changes of in-sync replicas that this broker, as leader, has proposed",
+            isr_changes.clone(),
+        );
+        let unclean_elections = Counter::default();
+        registry.register(
+            "unclean_leader_elections",
+            "Leaders that may lack acknowledged records, decided on by this broker as controller",
+            unclean_elections.clone(),
         );
         let connections = Gauge::default();
         registry.register("connections", "Open gRPC connections", connections.clone());
@@ -153,12 +176,16 @@ impl Metrics {
             controller.clone(),
         );
         registry.register_collector(Box::new(StoreCollector { store }));
+        registry.register_collector(Box::new(ReplicaCollector { hosting }));
         Arc::new(Metrics {
             registry,
             latency,
             errors,
             produced_bytes,
             fetched_bytes,
+            replicated_bytes,
+            isr_changes,
+            unclean_elections,
             connections,
             connections_refused,
             api_requests,
@@ -192,6 +219,21 @@ impl Metrics {
     /// Counts a leader that was decided on.
     pub(crate) fn elected(&self) {
         self.elections.inc();
+    }
+
+    /// Counts a leader that may lack acknowledged records.
+    pub(crate) fn elected_uncleanly(&self) {
+        self.unclean_elections.inc();
+    }
+
+    /// Counts a change of in-sync replicas that was proposed.
+    pub(crate) fn proposed_isr(&self) {
+        self.isr_changes.inc();
+    }
+
+    /// Counts bytes taken from a leader.
+    pub(crate) fn replicated(&self, bytes: usize) {
+        self.replicated_bytes.inc_by(bytes as u64);
     }
 
     /// Says whether this broker is controller.

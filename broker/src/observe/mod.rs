@@ -2,6 +2,7 @@
 
 mod http;
 mod metrics;
+mod replicas;
 
 pub use http::{Readiness, serve};
 pub use metrics::{ConnectionGauge, Method, Metrics};

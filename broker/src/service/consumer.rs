@@ -17,8 +17,9 @@ use super::{
     producer::check_partition_count, sliced,
 };
 use crate::{
+    directory::Led,
     observe::Method,
-    storage::{ReadBatches, StoredPartition},
+    storage::{ReadBatches, StorageError, StoredPartition, UpTo},
 };
 
 /// The most bytes that one response carries, whatever the request asks for.
@@ -40,7 +41,7 @@ struct Wanted {
     partition: i32,
     offset: i64,
     max_bytes: usize,
-    log: Result<StoredPartition, ApiError>,
+    led: Result<Led, ApiError>,
 }
 
 /// What a request found, and how much.
@@ -162,7 +163,7 @@ impl Consumer {
             offset,
             max_bytes: own_max,
         } = asked;
-        let log = self.broker.partition(&topic, partition);
+        let led = self.broker.partition(&topic, partition);
         let max_bytes = if own_max == 0 {
             max_bytes
         } else {
@@ -173,7 +174,7 @@ impl Consumer {
             partition,
             offset,
             max_bytes,
-            log,
+            led,
         }
     }
 
@@ -188,8 +189,8 @@ impl Consumer {
         loop {
             let waiter = Arc::new(Notify::new());
             // Asked to be woken before looking, so that nothing falls in between.
-            for log in wanted.iter().filter_map(|wanted| wanted.log.as_ref().ok()) {
-                log.notify_on_append(&waiter);
+            for led in wanted.iter().filter_map(|wanted| wanted.led.as_ref().ok()) {
+                led.log.notify_on_append(&waiter);
             }
             let now = Instant::now();
             let waiting = available(wanted) == Some(false) && min_bytes > 0 && now < deadline;
@@ -227,7 +228,7 @@ impl Consumer {
             partition,
             offset,
             max_bytes: own_max,
-            log,
+            led,
         } in wanted
         {
             let room = max_bytes.saturating_sub(found.bytes).min(*own_max);
@@ -236,12 +237,17 @@ impl Consumer {
                 partition: *partition,
                 ..FetchResult::default()
             };
-            let read = match log {
-                Ok(log) => {
-                    result.log_start_offset = log.log_start();
+            let read = match led {
+                Ok(led) if !led.is_led() => {
+                    Err(self
+                        .broker
+                        .failure(topic, *partition, &StorageError::NotLed))
+                }
+                Ok(led) => {
+                    result.log_start_offset = led.log.log_start();
                     let at_least_one = found.bytes == 0 && max_bytes > 0;
-                    let read = self.read(log, *offset, room, at_least_one).await;
-                    result.high_watermark = log.high_watermark();
+                    let read = self.read(&led.log, *offset, room, at_least_one).await;
+                    result.high_watermark = led.log.high_watermark();
                     read
                 }
                 Err(error) => Err(error.clone()),
@@ -272,7 +278,7 @@ impl Consumer {
         let failed = |error| ApiError::storage(&log.topic, log.index, &error);
         let store = &self.broker.store;
         if let Some(read) = store
-            .read_memory(log, offset, max_bytes, at_least_one)
+            .read_memory(log, offset, max_bytes, at_least_one, UpTo::HighWatermark)
             .map_err(failed)?
         {
             return Ok(read);
@@ -287,24 +293,37 @@ impl Consumer {
             .await
             .map_err(|_| ApiError::shutting_down())?;
         let (store, reader) = (store.clone(), log.clone());
-        super::blocking(move || store.read_disk(&reader, offset, max_bytes, at_least_one))
-            .await?
-            .map_err(failed)
+        super::blocking(move || {
+            store.read_disk(
+                &reader,
+                offset,
+                max_bytes,
+                at_least_one,
+                UpTo::HighWatermark,
+            )
+        })
+        .await?
+        .map_err(failed)
     }
 
     async fn find_offset(
         &self,
         query: OffsetQuery,
     ) -> Result<(Option<i64>, Option<i64>), ApiError> {
-        let log = self.broker.partition(&query.topic, query.partition)?;
+        let led = self.broker.partition(&query.topic, query.partition)?;
+        let log = &led.log;
+        let latest = led
+            .latest()
+            .ok_or_else(|| ApiError::offset_not_available(&query.topic, query.partition));
         match query.spec {
             None => Err(ApiError::invalid(
                 "spec",
                 "ask for earliest, latest or timestamp_ms",
             )),
             Some(Spec::Earliest(_)) => Ok((Some(log.log_start()), None)),
-            Some(Spec::Latest(_)) => Ok((Some(log.high_watermark()), None)),
+            Some(Spec::Latest(_)) => Ok((Some(latest?), None)),
             Some(Spec::TimestampMs(timestamp_ms)) => {
+                latest?;
                 let _turn = self
                     .broker
                     .disk_reads
@@ -327,8 +346,9 @@ impl Consumer {
 /// Whether any partition has something to say at once: `None` if one of them failed.
 fn available(wanted: &[Wanted]) -> Option<bool> {
     let mut any = false;
-    for Wanted { offset, log, .. } in wanted {
-        let log = log.as_ref().ok()?;
+    for Wanted { offset, led, .. } in wanted {
+        let led = led.as_ref().ok().filter(|led| led.is_led())?;
+        let log = &led.log;
         log.check_offset(*offset).ok()?;
         any |= *offset < log.high_watermark();
     }

@@ -12,7 +12,10 @@ use millrace_record::BatchError;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::storage::{SequenceError, StorageError};
+use crate::{
+    partition::NotEnoughReplicas,
+    storage::{SequenceError, StorageError},
+};
 
 /// Characters shown of a name that no topic can have.
 const MAX_SHOWN: usize = 64;
@@ -84,6 +87,30 @@ impl ApiError {
             Some((id, address)) => error.with("leader_id", id).with("leader_address", address),
             None => error,
         }
+    }
+
+    pub(crate) fn not_enough_replicas(
+        topic: &str,
+        partition: i32,
+        error: NotEnoughReplicas,
+    ) -> Self {
+        let message = format!(
+            "{topic}/{partition}: {error}; nothing was appended. Bring the missing brokers back, or lower minInSyncReplicas"
+        );
+        ApiError::new(ErrorReason::NotEnoughReplicas, message)
+            .with("topic", topic)
+            .with("partition", partition)
+            .with("in_sync", error.in_sync)
+            .with("min_in_sync", error.min_in_sync)
+    }
+
+    pub(crate) fn offset_not_available(topic: &str, partition: i32) -> Self {
+        let message = format!(
+            "{topic}/{partition} has a new leader, which does not know yet what the latest offset is; try again in a moment"
+        );
+        ApiError::new(ErrorReason::OffsetNotAvailable, message)
+            .with("topic", topic)
+            .with("partition", partition)
     }
 
     pub(crate) fn shutting_down() -> Self {
@@ -166,6 +193,7 @@ impl ApiError {
             | StorageError::Corrupt { .. }
             | StorageError::ClaimedByOther { .. }
             | StorageError::Claimed { .. }
+            | StorageError::NotContiguous { .. }
             | StorageError::Unclaimed
             | StorageError::UsedAlone { .. }
             | StorageError::Rocks(_) => of(ErrorReason::Storage),

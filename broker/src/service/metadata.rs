@@ -16,7 +16,7 @@ use super::{
     memory::{RequestMemory, ResponseMemory},
 };
 use crate::{
-    directory::{Partition, Topic},
+    directory::{Led, Partition, Topic},
     observe::Method,
 };
 
@@ -133,9 +133,9 @@ fn describe(topic: &Topic) -> TopicMetadata {
             leader_epoch: partition.leader_epoch,
             replica_ids: partition.replicas.clone(),
             isr_ids: partition.isr.clone(),
-            log_start_offset: led.map(|log| log.log_start()),
-            high_watermark: led.map(|log| log.high_watermark()),
-            size_bytes: led.map(|log| log.size_bytes()),
+            log_start_offset: led.as_ref().map(|led| led.log.log_start()),
+            high_watermark: led.as_ref().and_then(Led::latest),
+            size_bytes: led.as_ref().map(|led| led.log.size_bytes()),
         }
     });
     TopicMetadata {

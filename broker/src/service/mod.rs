@@ -7,6 +7,7 @@ mod memory;
 mod messages;
 mod metadata;
 mod producer;
+mod replication;
 mod sliced;
 
 use std::{io, sync::Arc, time::Duration};
@@ -14,6 +15,7 @@ use std::{io, sync::Arc, time::Duration};
 use millrace_proto::v1::{
     ErrorReason, consumer_service_server::ConsumerServiceServer,
     metadata_service_server::MetadataServiceServer, producer_service_server::ProducerServiceServer,
+    replication_service_server::ReplicationServiceServer,
 };
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -26,9 +28,10 @@ use self::{
 };
 use crate::{
     config::ServiceOptions,
-    directory::{Directory, Partition},
+    directory::{ClusterView, Directory, Led, Partition},
     observe::Metrics,
-    storage::{Store, StoredPartition},
+    partition::{Hosting, Peers},
+    storage::{StorageError, Store},
 };
 
 /// Entries of one request at most.
@@ -40,6 +43,8 @@ const MAX_DISK_READS: usize = 16;
 pub struct Broker {
     store: Arc<Store>,
     directory: Arc<Directory>,
+    hosting: Arc<Hosting>,
+    peers: Arc<Peers>,
     cluster_id: String,
     metrics: Arc<Metrics>,
     response_memory: ResponseBudget,
@@ -48,18 +53,25 @@ pub struct Broker {
 }
 
 impl Broker {
-    /// A broker on a store, for the topics of a directory. It serves until `stop` is cancelled.
+    /// A broker on a store, in a cluster. It serves until `stop` is cancelled.
     pub fn new(
         store: Arc<Store>,
-        directory: Arc<Directory>,
-        cluster_id: String,
+        cluster: ClusterView,
         metrics: Arc<Metrics>,
         options: &ServiceOptions,
         stop: CancellationToken,
     ) -> Arc<Self> {
+        let ClusterView {
+            cluster_id,
+            directory,
+            hosting,
+            peers,
+        } = cluster;
         Arc::new(Broker {
             store,
             directory,
+            hosting,
+            peers,
             cluster_id,
             metrics,
             response_memory: ResponseBudget::new(options.response_bytes),
@@ -69,7 +81,7 @@ impl Broker {
     }
 
     /// A partition that this broker leads.
-    fn partition(&self, topic: &str, partition: i32) -> Result<StoredPartition, ApiError> {
+    fn partition(&self, topic: &str, partition: i32) -> Result<Led, ApiError> {
         let found = self
             .directory
             .topic(topic)
@@ -80,8 +92,23 @@ impl Broker {
         let count = found.partitions.len();
         let known = known.ok_or_else(|| ApiError::unknown_partition(topic, partition, count))?;
         match known.led() {
-            Some(log) => Ok(log.clone()),
+            Some(led) => Ok(led),
             None => Err(self.not_leader(topic, partition, known)),
+        }
+    }
+
+    /// What a client is told of an error of storage. If the partition has moved meanwhile: where to.
+    fn failure(&self, topic: &str, partition: i32, error: &StorageError) -> ApiError {
+        let moved = matches!(
+            error,
+            StorageError::NotLed | StorageError::FencedLeader { .. }
+        );
+        let index = usize::try_from(partition).unwrap_or(usize::MAX);
+        match self.directory.topic(topic).filter(|_| moved) {
+            Some(found) if index < found.partitions.len() => {
+                self.not_leader(topic, partition, &found.partitions[index])
+            }
+            _ => ApiError::storage(topic, partition, error),
         }
     }
 
@@ -133,6 +160,9 @@ pub async fn serve(
     let metadata = metadata::Metadata {
         broker: broker.clone(),
     };
+    let replication = replication::Replication {
+        broker: broker.clone(),
+    };
     let memory = ServiceBuilder::new()
         .map_request(move |request| budget.meter(request))
         .map_response(hold_memory)
@@ -153,6 +183,7 @@ pub async fn serve(
         .add_service(ProducerServiceServer::new(producer).max_decoding_message_size(max))
         .add_service(ConsumerServiceServer::new(consumer).max_decoding_message_size(max))
         .add_service(MetadataServiceServer::new(metadata))
+        .add_service(ReplicationServiceServer::new(replication))
         .serve_with_incoming_shutdown(
             connection::accept(listener, options.max_connections, broker.metrics.clone()),
             async move { stop.cancelled().await },

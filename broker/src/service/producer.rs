@@ -24,6 +24,7 @@ use super::{
     messages::Messages,
 };
 use crate::{
+    directory::Led,
     observe::Method,
     storage::{Appended, PartitionAppend, StorageError},
 };
@@ -45,10 +46,19 @@ type Outcome = Result<(String, i32, Appended), (String, i32, ApiError)>;
 struct Accepted {
     begun: Instant,
     timeout: Duration,
-    /// One for each entry of the request: where it goes, and why not if it was refused at once.
-    entries: Vec<(String, i32, Option<ApiError>)>,
+    /// One for each entry of the request.
+    entries: Vec<Entry>,
+    /// Whether all that is in sync must have it.
+    all: bool,
     /// `None` if nobody waits for it (`acks=0`) or nothing was left of it.
     answer: Option<oneshot::Receiver<Vec<Result<Appended, StorageError>>>>,
+}
+
+/// One entry of a request: where it goes, and why not if it was refused at once.
+struct Entry {
+    topic: String,
+    partition: i32,
+    led: Result<Led, ApiError>,
 }
 
 impl Producer {
@@ -75,23 +85,28 @@ impl Producer {
             records,
         } in request.partitions
         {
-            let refused = match self.prepare(&topic, partition, batches, records) {
-                Ok(append) => {
-                    self.broker.metrics.produced(append.size());
-                    appends.push(append);
-                    None
-                }
-                Err(error) => Some(error),
-            };
-            entries.push((topic, partition, refused));
+            let prepared = self.prepare(&topic, partition, acks, batches, records);
+            let led = prepared.map(|(led, append)| {
+                self.broker.metrics.produced(append.size());
+                appends.push(append);
+                led
+            });
+            entries.push(Entry {
+                topic,
+                partition,
+                led,
+            });
         }
         let mut answer = None;
         if !appends.is_empty() {
             match self.broker.store.append(appends).await {
                 Ok(receiver) => answer = Some(receiver),
                 Err(error) => {
-                    for (topic, partition, refused) in &mut entries {
-                        refused.get_or_insert_with(|| ApiError::storage(topic, *partition, &error));
+                    for entry in entries.iter_mut().filter(|entry| entry.led.is_ok()) {
+                        let Entry {
+                            topic, partition, ..
+                        } = entry;
+                        entry.led = Err(self.broker.failure(topic, *partition, &error));
                     }
                 }
             }
@@ -103,6 +118,7 @@ impl Producer {
             begun,
             timeout,
             entries,
+            all: matches!(acks, Acks::All | Acks::Unspecified),
             answer,
         })
     }
@@ -111,10 +127,15 @@ impl Producer {
         &self,
         topic: &str,
         partition: i32,
+        acks: Acks,
         mut batches: Vec<Bytes>,
         records: Vec<v1::Record>,
-    ) -> Result<PartitionAppend, ApiError> {
-        let log = self.broker.partition(topic, partition)?;
+    ) -> Result<(Led, PartitionAppend), ApiError> {
+        let led = self.broker.partition(topic, partition)?;
+        if let (Acks::All | Acks::Unspecified, Some(replica)) = (acks, &led.replica) {
+            let too_few = |error| ApiError::not_enough_replicas(topic, partition, error);
+            replica.check_in_sync().map_err(too_few)?;
+        }
         match (batches.is_empty(), records.is_empty()) {
             (true, true) => {
                 return Err(ApiError::invalid(
@@ -130,9 +151,9 @@ impl Producer {
             (true, false) => batches.push(build_batch(topic, partition, records)?),
             (false, true) => {}
         }
-        let failed = |error| ApiError::storage(topic, partition, &error);
-        let leader_epoch = log.leader_epoch().ok_or(StorageError::NotLed);
-        PartitionAppend::new(log, leader_epoch.map_err(failed)?, batches).map_err(failed)
+        let failed = |error| self.broker.failure(topic, partition, &error);
+        let append = PartitionAppend::new(led.log.clone(), led.epoch, batches).map_err(failed)?;
+        Ok((led, append))
     }
 }
 
@@ -179,50 +200,102 @@ pub(super) fn check_partition_count(count: usize) -> Result<(), ApiError> {
 }
 
 impl Accepted {
-    /// Waits for storage. One result for each entry, in their order.
-    async fn finish(self) -> Vec<Outcome> {
-        let unknown = Appended {
-            base_offset: -1,
-            log_append_time_ms: None,
-            log_start: -1,
-        };
+    /// Waits until the appends are as durable as configured and, if asked for, committed. One result for each entry, in their order.
+    async fn finish(self, broker: &Broker) -> Vec<Outcome> {
         let deadline = self.begun + self.timeout;
-        let (outcomes, timed_out) = match self.answer {
-            None => (None, false),
+        let timeout = self.timeout;
+        let appended = match self.answer {
+            None => Answer::NotAwaited,
             Some(answer) => match tokio::time::timeout_at(deadline, answer).await {
-                Ok(Ok(outcomes)) => (Some(outcomes), false),
-                Ok(Err(_)) => (Some(Vec::new()), false),
-                Err(_) => (Some(Vec::new()), true),
+                Ok(Ok(results)) => Answer::Results(results.into_iter()),
+                Ok(Err(_)) => Answer::Stopped,
+                Err(_) => Answer::TimedOut,
             },
         };
-        let mut outcomes = outcomes.map(Vec::into_iter);
-        let timeout = self.timeout;
-        let finish = |(topic, partition, refused): (String, i32, Option<ApiError>)| {
-            if let Some(error) = refused {
-                return Err((topic, partition, error));
-            }
-            match outcomes.as_mut().map(Iterator::next) {
-                None => Ok((topic, partition, unknown)),
-                Some(Some(Ok(appended))) => Ok((topic, partition, appended)),
-                Some(Some(Err(error))) => {
-                    let error = ApiError::storage(&topic, partition, &error);
-                    Err((topic, partition, error))
+        let mut appended = appended;
+        let mut outcomes = Vec::with_capacity(self.entries.len());
+        for Entry {
+            topic,
+            partition,
+            led,
+        } in self.entries
+        {
+            let led = match led {
+                Ok(led) => led,
+                Err(error) => {
+                    outcomes.push(Err((topic, partition, error)));
+                    continue;
                 }
-                Some(None) if timed_out => {
-                    let message = format!(
-                        "{topic}/{partition}: not appended within {timeout:?}; it may still be: an idempotent producer can send it again"
-                    );
-                    Err((
-                        topic,
-                        partition,
-                        ApiError::new(ErrorReason::TimedOut, message),
-                    ))
+            };
+            let result = match appended.next() {
+                // All that was appended was appended by then: waiting for one after the other takes no longer.
+                Ok(Ok(appended)) if self.all => {
+                    let committed = led.committed(appended.end_offset);
+                    match tokio::time::timeout_at(deadline, committed).await {
+                        Ok(committed) => committed
+                            .map(|()| appended)
+                            .map_err(|error| broker.failure(&topic, partition, &error)),
+                        Err(_) => Err(not_in_time(
+                            &topic,
+                            partition,
+                            "not on all replicas in sync",
+                            timeout,
+                        )),
+                    }
                 }
-                Some(None) => Err((topic, partition, ApiError::shutting_down())),
-            }
-        };
-        self.entries.into_iter().map(finish).collect()
+                Ok(Ok(appended)) => Ok(appended),
+                Ok(Err(error)) => Err(broker.failure(&topic, partition, &error)),
+                Err(Unanswered::TimedOut) => {
+                    Err(not_in_time(&topic, partition, "not appended", timeout))
+                }
+                Err(Unanswered::Stopped) => Err(ApiError::shutting_down()),
+            };
+            outcomes.push(match result {
+                Ok(appended) => Ok((topic, partition, appended)),
+                Err(error) => Err((topic, partition, error)),
+            });
+        }
+        outcomes
     }
+}
+
+/// What storage answered.
+enum Answer {
+    /// Nobody waits.
+    NotAwaited,
+    Results(std::vec::IntoIter<Result<Appended, StorageError>>),
+    TimedOut,
+    Stopped,
+}
+
+/// Why there is no answer.
+enum Unanswered {
+    TimedOut,
+    Stopped,
+}
+
+impl Answer {
+    /// For the next entry that was not refused.
+    fn next(&mut self) -> Result<Result<Appended, StorageError>, Unanswered> {
+        match self {
+            Answer::NotAwaited => Ok(Ok(Appended {
+                base_offset: -1,
+                log_append_time_ms: None,
+                log_start: -1,
+                end_offset: -1,
+            })),
+            Answer::Results(results) => results.next().ok_or(Unanswered::Stopped),
+            Answer::TimedOut => Err(Unanswered::TimedOut),
+            Answer::Stopped => Err(Unanswered::Stopped),
+        }
+    }
+}
+
+fn not_in_time(topic: &str, partition: i32, what: &str, timeout: Duration) -> ApiError {
+    let message = format!(
+        "{topic}/{partition}: {what} within {timeout:?}; it may still be: an idempotent producer can send it again"
+    );
+    ApiError::new(ErrorReason::TimedOut, message)
 }
 
 fn response(results: Vec<Outcome>) -> ProduceResponse {
@@ -232,6 +305,7 @@ fn response(results: Vec<Outcome>) -> ProduceResponse {
                 base_offset,
                 log_append_time_ms,
                 log_start,
+                ..
             } = appended;
             ProduceResult {
                 topic,
@@ -267,7 +341,7 @@ impl ProducerService for Producer {
         let memory = request.extensions().get::<RequestMemory>().cloned();
         let accepted = self.accept(request.into_inner()).await?;
         drop(memory);
-        let results = accepted.finish().await;
+        let results = accepted.finish(&self.broker).await;
         self.broker.metrics.refused(
             results
                 .iter()
@@ -326,6 +400,8 @@ impl Producer {
     ) {
         let mut in_flight = FuturesUnordered::new();
         let mut open = true;
+        let stopping = self.broker.stopping();
+        tokio::pin!(stopping);
         while open || !in_flight.is_empty() {
             tokio::select! {
                 biased;
@@ -335,16 +411,19 @@ impl Producer {
                         return;
                     }
                 }
+                // A client that keeps its stream open would hold the broker up. What was read is answered; it sends the rest elsewhere.
+                () = &mut stopping, if open => open = false,
                 request = requests.next(), if open && in_flight.len() < MAX_IN_FLIGHT => match request {
                     Some(Ok(ProduceStreamRequest { correlation_id, request })) => {
                         let timer = self.broker.metrics.start(Method::ProduceStream);
                         let accepted = self.accept(request.unwrap_or_default()).await;
-                        let metrics = &self.broker.metrics;
+                        let broker = &self.broker;
                         in_flight.push(async move {
+                            let metrics = &broker.metrics;
                             let _timer = timer;
                             match accepted {
                                 Ok(accepted) => {
-                                    let results = accepted.finish().await;
+                                    let results = accepted.finish(broker).await;
                                     metrics.refused(results.iter().filter_map(|r| Some(r.as_ref().err()?.2.reason_name())));
                                     ProduceStreamResponse { correlation_id, response: Some(response(results)), error: None }
                                 }

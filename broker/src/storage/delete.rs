@@ -154,6 +154,8 @@ fn clear_some(
             Ok(())
         })?;
         batch.delete(keys::log_start(id));
+        batch.delete(keys::epochs(id));
+        batch.delete(keys::high_watermark(id));
         batch.delete(keys::deleted(id));
         done.insert(id);
         if batch.len() >= CHUNK {

@@ -7,10 +7,10 @@ use rocksdb::WriteBatch;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{LogConfig, PartitionId, StorageError, keys};
+use super::{Durability, LogConfig, PartitionId, StorageError, keys};
 
 /// The format that this version writes, and the only one that it reads.
-pub(super) const FORMAT: u32 = 2;
+pub(super) const FORMAT: u32 = 3;
 
 /// The broker of a Cluster to which a store belongs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +38,10 @@ pub(super) struct StoreDescriptor {
     pub next_partition_id: u32,
     /// The broker that has claimed the store; none has if it belongs to a broker that runs alone. Since format 2.
     pub identity: Option<BrokerIdentity>,
+    /// What the process that has it open, or had it last, promised. Since format 3.
+    pub durability: Durability,
+    /// The run of the operating system in which that was; `None` if it can't be told. Since format 3.
+    pub boot_id: Option<String>,
 }
 
 /// A topic; its id is the key. Since format 2.
@@ -63,7 +67,33 @@ impl StoreDescriptor {
             incarnation: 0,
             next_partition_id: 0,
             identity: None,
+            durability: Durability::Fsync,
+            boot_id: None,
         }
+    }
+
+    /// Counts a start. A store that may have lost records which it had acknowledged is another store from then on: no partition's ISR
+    /// knows it, so that it is not elected for what it no longer has. That is so if the operating system went down before it had
+    /// written everything back, and no fsync was asked for. Returns whether it is another one.
+    pub(super) fn start(
+        &mut self,
+        durability: Durability,
+        boot_id: Option<String>,
+        clean: bool,
+    ) -> bool {
+        let same_boot = boot_id.is_some() && self.boot_id == boot_id;
+        let doubtful = self.incarnation > 0
+            && self.identity.is_some()
+            && self.durability == Durability::Os
+            && !clean
+            && !same_boot;
+        if doubtful {
+            self.store_id = Uuid::new_v4();
+        }
+        self.incarnation += 1;
+        self.durability = durability;
+        self.boot_id = boot_id;
+        doubtful
     }
 
     pub(super) fn put(&self, batch: &mut WriteBatch) -> Result<(), StorageError> {
@@ -115,6 +145,34 @@ mod tests {
     use crate::storage::Retention;
 
     #[test]
+    fn a_store_that_may_have_lost_what_it_acknowledged_is_another_one() {
+        use Durability::{Fsync, Os};
+        let boot = |name: &str| Some(name.to_owned());
+        // What the last process promised, in which run of the system; whether it stopped in order; the run now.
+        for (durability, before, clean, now, another) in [
+            (Os, boot("a"), false, boot("b"), true),
+            (Os, boot("a"), false, None, true),
+            (Os, None, false, None, true),
+            (Os, boot("a"), false, boot("a"), false),
+            (Os, boot("a"), true, boot("b"), false),
+            (Fsync, boot("a"), false, boot("b"), false),
+        ] {
+            let identity = BrokerIdentity {
+                cluster: "main".into(),
+                broker_id: 0,
+            };
+            let mut store = StoreDescriptor::new();
+            assert!(!store.start(durability, before.clone(), false));
+            let (mut alone, id) = (store.clone(), store.store_id);
+            store.identity = Some(identity);
+            assert_eq!(store.start(Os, now.clone(), clean), another);
+            assert_eq!(store.store_id != id, another);
+            assert_eq!(store.incarnation, 2);
+            assert!(!alone.start(Os, now, clean), "no one counts on it");
+        }
+    }
+
+    #[test]
     fn descriptors_are_stored_as_documented() {
         let store = StoreDescriptor {
             store_id: Uuid::from_u128(1),
@@ -124,9 +182,10 @@ mod tests {
                 cluster: "main".into(),
                 broker_id: 4,
             }),
+            boot_id: Some("b".into()),
             ..StoreDescriptor::new()
         };
-        let stored = r#"{"format":2,"store_id":"00000000-0000-0000-0000-000000000001","incarnation":2,"next_partition_id":3,"identity":{"cluster":"main","broker_id":4}}"#;
+        let stored = r#"{"format":3,"store_id":"00000000-0000-0000-0000-000000000001","incarnation":2,"next_partition_id":3,"identity":{"cluster":"main","broker_id":4},"durability":"fsync","boot_id":"b"}"#;
         assert_eq!(encode_json(&store).unwrap(), stored.as_bytes());
         assert_eq!(StoreDescriptor::decode(stored.as_bytes()).unwrap(), store);
 

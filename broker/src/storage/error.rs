@@ -105,6 +105,14 @@ pub enum StorageError {
         /// The epoch in which the partition is led.
         current: i32,
     },
+    /// What a leader sent does not follow what is there.
+    #[error("a replicated batch begins at offset {found}, and {expected} is next")]
+    NotContiguous {
+        /// Its base offset.
+        found: i64,
+        /// The log end offset.
+        expected: i64,
+    },
     /// The partition has been deleted.
     #[error(
         "the partition has been deleted, with its topic or because it was moved; look up the topic again"

@@ -25,6 +25,10 @@ pub(super) const GENERATION: u8 = b'g';
 pub(super) const LOG_START: u8 = b'O';
 /// `meta`, prefix: producers.
 pub(super) const PRODUCER: u8 = b'I';
+/// `meta`, prefix: epoch caches. Since format 3.
+pub(super) const EPOCHS: u8 = b'E';
+/// `meta`, prefix: high watermarks as they were known. Since format 3.
+pub(super) const HIGH_WATERMARK: u8 = b'H';
 /// `meta`, prefix: runs.
 pub(super) const RUN: u8 = b'R';
 
@@ -121,6 +125,16 @@ pub(super) fn log_start(partition: PartitionId) -> [u8; 5] {
     prefixed(LOG_START, partition.0)
 }
 
+/// `meta`: the epochs of a partition up to the end of its sealed runs. Since format 3.
+pub(super) fn epochs(partition: PartitionId) -> [u8; 5] {
+    prefixed(EPOCHS, partition.0)
+}
+
+/// `meta`: how far a partition was committed when that was last noted. Since format 3.
+pub(super) fn high_watermark(partition: PartitionId) -> [u8; 5] {
+    prefixed(HIGH_WATERMARK, partition.0)
+}
+
 /// `meta`, prefix: the producers of a partition.
 pub(super) fn producers(partition: PartitionId) -> [u8; 5] {
     prefixed(PRODUCER, partition.0)
@@ -198,6 +212,8 @@ mod tests {
         assert_eq!(parse_partition(&expected), Some((topic_id, 7)));
         assert_eq!(parse_partition(&expected[..20]), None);
         assert_eq!(deleted(PartitionId(2)), [b'D', 0, 0, 0, 2]);
+        assert_eq!(epochs(PartitionId(2)), [b'E', 0, 0, 0, 2]);
+        assert_eq!(high_watermark(PartitionId(2)), [b'H', 0, 0, 0, 2]);
         assert_eq!(parse_deleted(&[b'D', 0, 0, 0, 2]), Some(PartitionId(2)));
         assert_eq!(after_prefix(&[1, 255]), Some(vec![2]));
         assert_eq!(after_prefix(&[255]), None);

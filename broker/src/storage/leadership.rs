@@ -1,22 +1,25 @@
-//! Whether this broker leads a partition, and in which epoch: one word, since the writer compares it for every append.
+//! What this broker is to a partition, and in which epoch: one word, since the writer compares it for every append.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use super::StorageError;
 
 /// Beyond every epoch.
-const NOT_LED: i64 = i64::MIN;
+const NEITHER: i64 = i64::MIN;
 const DELETED: i64 = i64::MAX;
+/// Added to the epoch in which the partition is followed.
+const FOLLOWED: i64 = 1 << 40;
 
-/// Led in an epoch, not led, or deleted; the last for good.
+/// Led in an epoch, followed in an epoch, neither, or deleted; the last for good.
 #[derive(Debug)]
 pub(super) struct Leadership(AtomicI64);
 
 impl Leadership {
     pub(super) fn new(epoch: Option<i32>) -> Self {
-        Leadership(AtomicI64::new(epoch.map_or(NOT_LED, i64::from)))
+        Leadership(AtomicI64::new(epoch.map_or(NEITHER, i64::from)))
     }
 
+    /// The epoch in which the partition is led, if it is.
     pub(super) fn epoch(&self) -> Option<i32> {
         i32::try_from(self.0.load(Ordering::Acquire)).ok()
     }
@@ -25,9 +28,13 @@ impl Leadership {
         self.change(epoch.into())
     }
 
-    /// What is deleted is not led anyway.
+    pub(super) fn follow(&self, epoch: i32) -> Result<(), StorageError> {
+        self.change(FOLLOWED + i64::from(epoch))
+    }
+
+    /// What is deleted is neither led nor followed anyway.
     pub(super) fn resign(&self) {
-        let _ = self.change(NOT_LED);
+        let _ = self.change(NEITHER);
     }
 
     pub(super) fn delete(&self) {
@@ -44,8 +51,17 @@ impl Leadership {
 
     /// An error unless the partition is led in exactly this epoch.
     pub(super) fn check_led_in(&self, epoch: i32) -> Result<(), StorageError> {
+        self.check(epoch.into(), epoch)
+    }
+
+    /// An error unless the partition is followed in exactly this epoch.
+    pub(super) fn check_followed_in(&self, epoch: i32) -> Result<(), StorageError> {
+        self.check(FOLLOWED + i64::from(epoch), epoch)
+    }
+
+    fn check(&self, wanted: i64, epoch: i32) -> Result<(), StorageError> {
         let now = self.0.load(Ordering::Acquire);
-        if now == i64::from(epoch) {
+        if now == wanted {
             return Ok(());
         }
         Err(match i32::try_from(now) {
@@ -90,8 +106,15 @@ mod tests {
                 ));
             }
         }
+        leadership.follow(7).unwrap();
+        assert_eq!(leadership.epoch(), None);
+        assert!(leadership.check_followed_in(7).is_ok());
+        for refused in [leadership.check_followed_in(8), leadership.check_led_in(7)] {
+            assert!(matches!(refused, Err(StorageError::NotLed)));
+        }
         leadership.resign();
         assert_eq!(leadership.epoch(), None);
+        assert!(leadership.check_followed_in(7).is_err());
         assert!(matches!(
             leadership.check_led_in(7),
             Err(StorageError::NotLed)

@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     sync::{
-        Arc, Weak,
+        Arc, OnceLock, Weak,
         atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
@@ -18,9 +18,18 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use super::{
-    PartitionId, ReadBatches, StorageError, descriptors::StoredTimestampType,
+    EpochCache, EpochEnd, PartitionId, ReadBatches, StorageError, descriptors::StoredTimestampType,
     leadership::Leadership, run::Run,
 };
+
+/// Told of what becomes of a partition that is replicated: when its records are committed is for it to say
+/// ([`PartitionLog::advance_high_watermark`]). Called by the threads that write: it must not block.
+pub trait LogListener: Send + Sync {
+    /// The log reaches to `end` now, not durably yet.
+    fn appended(&self, end: i64);
+    /// Up to `end` all is as durable as configured.
+    fn durable(&self, end: i64);
+}
 
 /// What of a topic's configuration storage acts on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,12 +78,23 @@ pub struct PartitionLog {
     log_start: AtomicI64,
     log_end: AtomicI64,
     high_watermark: AtomicI64,
+    durable_end: AtomicI64,
     leadership: Leadership,
+    epochs: Mutex<EpochCache>,
+    listener: OnceLock<Listener>,
     /// Bytes ever appended, and bytes ever removed from the front.
     appended_bytes: AtomicU64,
     removed_bytes: AtomicU64,
     view: Mutex<View>,
     waiters: Mutex<Vec<Weak<Notify>>>,
+}
+
+struct Listener(Weak<dyn LogListener>);
+
+impl std::fmt::Debug for Listener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Listener")
+    }
 }
 
 #[derive(Debug, Default)]
@@ -129,7 +149,10 @@ impl PartitionLog {
             log_start: AtomicI64::new(bounds.log_start),
             log_end: AtomicI64::new(bounds.log_end),
             high_watermark: AtomicI64::new(bounds.log_end),
+            durable_end: AtomicI64::new(bounds.log_end),
             leadership: Leadership::new(leader_epoch),
+            epochs: Mutex::default(),
+            listener: OnceLock::new(),
             removed_bytes: AtomicU64::new(bounds.removed_bytes),
             appended_bytes: AtomicU64::new(bounds.appended_bytes),
             view: Mutex::default(),
@@ -162,6 +185,32 @@ impl PartitionLog {
         self.high_watermark.load(Ordering::Acquire)
     }
 
+    /// Up to here all is as durable as configured.
+    pub fn durable_end(&self) -> i64 {
+        self.durable_end.load(Ordering::Acquire)
+    }
+
+    /// The leader epoch of the last batch.
+    pub fn last_epoch(&self) -> Option<i32> {
+        self.epochs.lock().last()
+    }
+
+    /// The greatest epoch of this log that is not above `epoch`, and where it ends.
+    pub fn end_of_epoch(&self, epoch: i32) -> EpochEnd {
+        let epochs = self.epochs.lock();
+        epochs.end_of(epoch, self.log_start(), self.log_end())
+    }
+
+    pub(super) fn epochs(&self) -> EpochCache {
+        self.epochs.lock().clone()
+    }
+
+    /// From now on the listener says what is committed. For once: a partition of a broker that runs alone has none, and there all
+    /// that is durable is committed.
+    pub fn set_listener(&self, listener: Weak<dyn LogListener>) {
+        let _ = self.listener.set(Listener(listener));
+    }
+
     /// The epoch in which this broker leads the partition, if it does.
     pub fn leader_epoch(&self) -> Option<i32> {
         self.leadership.epoch()
@@ -173,7 +222,13 @@ impl PartitionLog {
         self.leadership.lead(epoch)
     }
 
-    /// No longer leads the partition. An append that the writer is at is finished and answered, those behind it are refused; the log
+    /// Follows the partition's leader of this epoch: what it sent in it is appended from now on, and nothing else. An error if the
+    /// partition is deleted.
+    pub fn follow(&self, epoch: i32) -> Result<(), StorageError> {
+        self.leadership.follow(epoch)
+    }
+
+    /// Neither leads nor follows the partition any more. An append that the writer is at is finished and answered, those behind it are refused; the log
     /// end stands still after [`super::Store::settled`].
     pub fn resign(&self) {
         self.leadership.resign();
@@ -200,6 +255,11 @@ impl PartitionLog {
         self.leadership.check_led_in(epoch)
     }
 
+    /// An error unless this broker follows the partition in exactly this epoch.
+    pub(super) fn check_followed_in(&self, epoch: i32) -> Result<(), StorageError> {
+        self.leadership.check_followed_in(epoch)
+    }
+
     /// Bytes of batches held.
     pub fn size_bytes(&self) -> u64 {
         self.appended_bytes
@@ -221,7 +281,8 @@ impl PartitionLog {
     pub fn check_offset(&self, offset: i64) -> Result<(), StorageError> {
         self.check_held()?;
         let (log_start, high_watermark) = (self.log_start(), self.high_watermark());
-        if offset < log_start || offset > high_watermark {
+        // What is not committed yet can't be read, but will be: a new leader learns only by and by how far its log is committed.
+        if offset < log_start || offset > self.log_end() {
             return Err(StorageError::OffsetOutOfRange {
                 offset,
                 log_start,
@@ -275,13 +336,16 @@ impl PartitionLog {
     /// Makes appended batches known: all of one group, in order. `run` is the active run with them.
     pub(super) fn publish(&self, run: Run, batches: impl Iterator<Item = Published>) {
         let mut view = self.view.lock();
+        let mut epochs = self.epochs.lock();
         for Published {
             ticket,
             base_offset,
             last_offset,
+            leader_epoch,
             bytes,
         } in batches
         {
+            epochs.note(leader_epoch, base_offset);
             view.tail.push_back(TailBatch {
                 ticket,
                 base_offset,
@@ -294,14 +358,47 @@ impl PartitionLog {
         self.appended_bytes
             .store(run.cumulative_bytes, Ordering::Release);
         self.log_end.store(run.last_offset + 1, Ordering::Release);
+        drop(epochs);
+        if let Some(listener) = self.listener() {
+            listener.appended(run.last_offset + 1);
+        }
     }
 
-    /// Sets the end that recovery found. All of it is readable.
-    pub(super) fn recovered(&self, log_end: i64, appended_bytes: u64, active: Option<Run>) {
+    /// Sets what recovery found. `high_watermark` is what was known of it before; `None` if all that is there is committed.
+    pub(super) fn recovered(
+        &self,
+        (log_end, appended_bytes): (i64, u64),
+        active: Option<Run>,
+        mut epochs: EpochCache,
+        high_watermark: Option<i64>,
+    ) {
         self.view.lock().active = active;
         self.appended_bytes.store(appended_bytes, Ordering::Release);
         self.log_end.store(log_end, Ordering::Release);
-        self.high_watermark.store(log_end, Ordering::Release);
+        self.durable_end.store(log_end, Ordering::Release);
+        let known = high_watermark.map_or(log_end, |known| known.min(log_end));
+        self.high_watermark
+            .store(known.max(self.log_start()), Ordering::Release);
+        epochs.truncate(log_end);
+        epochs.advance(self.log_start());
+        *self.epochs.lock() = epochs;
+    }
+
+    fn listener(&self) -> Option<Arc<dyn LogListener>> {
+        self.listener.get()?.0.upgrade()
+    }
+
+    /// Up to `end` all is durable now.
+    pub(super) fn set_durable(&self, end: i64) {
+        self.durable_end.fetch_max(end, Ordering::AcqRel);
+        match self.listener.get() {
+            None => self.advance_high_watermark(end),
+            Some(listener) => {
+                if let Some(listener) = listener.0.upgrade() {
+                    listener.durable(end);
+                }
+            }
+        }
     }
 
     /// Drops the oldest batch from memory if it is the one with this ticket; after a truncation it may be gone already.
@@ -320,13 +417,14 @@ impl PartitionLog {
     }
 
     /// Lets consumers read up to `offset`, and wakes those who wait.
-    pub(super) fn advance_high_watermark(&self, offset: i64) {
+    pub fn advance_high_watermark(&self, offset: i64) {
         if self.high_watermark.fetch_max(offset, Ordering::AcqRel) < offset {
             self.wake();
         }
     }
 
-    fn wake(&self) {
+    /// Wakes those who wait for more.
+    pub fn wake(&self) {
         let waiters = std::mem::take(&mut *self.waiters.lock());
         for waiter in waiters.iter().filter_map(Weak::upgrade) {
             waiter.notify_one();
@@ -335,8 +433,22 @@ impl PartitionLog {
 
     pub(super) fn advance_log_start(&self, offset: i64, removed_bytes: u64) {
         self.log_start.fetch_max(offset, Ordering::AcqRel);
+        self.epochs.lock().advance(offset);
         self.removed_bytes
             .fetch_max(removed_bytes, Ordering::AcqRel);
+    }
+
+    /// The log, which is empty, begins at `offset`.
+    pub(super) fn begin_at(&self, offset: i64) {
+        self.log_start.store(offset, Ordering::Release);
+        *self.epochs.lock() = EpochCache::default();
+        self.removed_bytes.store(
+            self.appended_bytes.load(Ordering::Acquire),
+            Ordering::Release,
+        );
+        self.log_end.store(offset, Ordering::Release);
+        self.durable_end.store(offset, Ordering::Release);
+        self.high_watermark.store(offset, Ordering::Release);
     }
 
     /// Takes everything from `offset` on out of sight. The tail goes whole; it fills again with new appends.
@@ -345,7 +457,11 @@ impl PartitionLog {
         view.tail.clear();
         view.active = active;
         drop(view);
+        let mut epochs = self.epochs.lock();
+        epochs.truncate(offset);
         self.log_end.store(offset, Ordering::Release);
+        drop(epochs);
+        self.durable_end.fetch_min(offset, Ordering::AcqRel);
         self.high_watermark.fetch_min(offset, Ordering::AcqRel);
         self.appended_bytes.store(appended_bytes, Ordering::Release);
     }
@@ -356,5 +472,6 @@ pub(super) struct Published {
     pub ticket: u64,
     pub base_offset: i64,
     pub last_offset: i64,
+    pub leader_epoch: i32,
     pub bytes: Bytes,
 }

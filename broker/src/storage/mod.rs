@@ -1,6 +1,6 @@
 //! Record batches in RocksDB: append, read, retention, truncation, deletion, recovery. It holds partitions of topics and batches as
-//! headers with bytes, and appends to a partition only in the epoch in which it is told to lead it; who leads, and clients, are
-//! above it.
+//! headers with bytes, and appends to a partition only in the epoch in which it is told to lead or to follow it; who leads, when a
+//! record is committed, and clients, are above it.
 //!
 //! # Layout
 //! Two RocksDB databases, each with one column family and one write-ahead log (WAL):
@@ -33,6 +33,7 @@ mod db;
 mod delete;
 mod descriptors;
 mod disk;
+mod epochs;
 mod error;
 mod keys;
 mod leadership;
@@ -52,11 +53,12 @@ mod writer;
 
 pub use descriptors::BrokerIdentity;
 pub use disk::{DiskSpace, DiskState};
+pub use epochs::{EpochCache, EpochEnd};
 pub use error::StorageError;
-pub use log::{LogConfig, PartitionLog, Retention};
+pub use log::{LogConfig, LogListener, PartitionLog, Retention};
 pub use options::{Durability, StorageOptions};
 pub use producers::SequenceError;
-pub use read::ReadBatches;
+pub use read::{ReadBatches, UpTo};
 pub use recovery::RecoveryReport;
 pub use store::Store;
 pub use topics::{StoredPartition, StoredTopic};

@@ -9,6 +9,7 @@ use std::{
 
 use rocksdb::{BlockBasedOptions, Cache, DBRecoveryMode, Options};
 use rustix::fs::{Mode, OFlags};
+use serde::{Deserialize, Serialize};
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
@@ -16,7 +17,8 @@ const MIB: usize = 1 << 20;
 const META_CACHE_BYTES: usize = 4 * MIB;
 
 /// When an append may be acknowledged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Durability {
     /// Once the write-ahead log is handed to the operating system, as Kafka does by default: survives a crash of the broker, not
     /// of the machine.

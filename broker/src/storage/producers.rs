@@ -54,7 +54,7 @@ pub enum SequenceError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Append,
-    Duplicate { base_offset: i64 },
+    Duplicate { base_offset: i64, last_offset: i64 },
 }
 
 /// A batch that was appended.
@@ -72,8 +72,10 @@ pub(super) struct Producer {
     epoch: i16,
     /// When it last wrote, milliseconds since the Unix epoch.
     last_written_ms: i64,
-    /// Oldest first. Empty after a truncation that took all: then any sequence may follow.
+    /// Oldest first.
     batches: VecDeque<Remembered>,
+    /// The sequence that comes next if all of them were truncated: that of the first one that was.
+    expected: Option<i32>,
 }
 
 /// The producers of one partition.
@@ -115,10 +117,11 @@ impl Producers {
                 Err(out_of_order(0))
             };
         }
-        let Some(last) = producer.batches.back() else {
+        let last = producer.batches.back();
+        let next = last.map(|last| next_sequence(last.last_sequence));
+        let Some(expected) = next.or(producer.expected) else {
             return Ok(Verdict::Append);
         };
-        let expected = next_sequence(last.last_sequence);
         if sequence == expected {
             return Ok(Verdict::Append);
         }
@@ -129,6 +132,7 @@ impl Producers {
         match original {
             Some(original) => Ok(Verdict::Duplicate {
                 base_offset: original.base_offset,
+                last_offset: original.last_offset,
             }),
             // Sequences wrap: "before" is the nearer half of the circle.
             None if sequence.wrapping_sub(expected) & i32::MAX > i32::MAX / 2 => {
@@ -170,10 +174,12 @@ impl Producers {
                 epoch: header.producer_epoch,
                 last_written_ms: now_ms,
                 batches: VecDeque::with_capacity(REMEMBERED),
+                expected: None,
             });
         if header.producer_epoch != producer.epoch {
             producer.epoch = header.producer_epoch;
             producer.batches.clear();
+            producer.expected = None;
         }
         producer.last_written_ms = now_ms;
         if header.attributes.is_control() {
@@ -216,6 +222,8 @@ impl Producers {
                 .any(|batch| batch.last_offset >= offset)
             {
                 changed.push((*id, Some(producer.clone())));
+                let mut cut = producer.batches.iter().filter(|b| b.last_offset >= offset);
+                producer.expected = cut.next().map(|first| first.base_sequence);
                 producer.batches.retain(|batch| batch.last_offset < offset);
             }
         }
@@ -249,12 +257,13 @@ impl Producers {
 }
 
 impl Producer {
-    /// format u8 = 1, epoch i16, last written i64, then for each batch: base sequence i32, last sequence i32, base offset i64,
-    /// last offset i64; big-endian. Since format 1.
+    /// format u8 = 2, epoch i16, last written i64, expected sequence i32 (-1: none), then for each batch: base sequence i32, last
+    /// sequence i32, base offset i64, last offset i64; big-endian. Since format 3.
     fn encode(&self) -> Vec<u8> {
-        let mut value = vec![1];
+        let mut value = vec![2];
         value.extend_from_slice(&self.epoch.to_be_bytes());
         value.extend_from_slice(&self.last_written_ms.to_be_bytes());
+        value.extend_from_slice(&self.expected.unwrap_or(-1).to_be_bytes());
         for batch in &self.batches {
             value.extend_from_slice(&batch.base_sequence.to_be_bytes());
             value.extend_from_slice(&batch.last_sequence.to_be_bytes());
@@ -265,11 +274,13 @@ impl Producer {
     }
 
     fn decode(value: &[u8]) -> Option<Producer> {
-        let (1, rest) = value.split_first()? else {
+        let (2, rest) = value.split_first()? else {
             return None;
         };
         let (epoch, rest) = rest.split_first_chunk::<2>()?;
         let (last_written, rest) = rest.split_first_chunk::<8>()?;
+        let (expected, rest) = rest.split_first_chunk::<4>()?;
+        let expected = i32::from_be_bytes(*expected);
         let (batches, []) = rest.as_chunks::<24>() else {
             return None;
         };
@@ -285,6 +296,7 @@ impl Producer {
             epoch: i16::from_be_bytes(*epoch),
             last_written_ms: i64::from_be_bytes(*last_written),
             batches: batches.iter().map(batch).collect::<Option<_>>()?,
+            expected: (expected >= 0).then_some(expected),
         })
     }
 }
@@ -334,7 +346,10 @@ mod tests {
         for (sequence, records, base_offset) in [(0, 10, 0), (10, 5, 10), (15, 1, 15)] {
             assert_eq!(
                 producers.check(&header(1, 0, sequence, records)),
-                Ok(Verdict::Duplicate { base_offset })
+                Ok(Verdict::Duplicate {
+                    base_offset,
+                    last_offset: base_offset + records as i64 - 1,
+                })
             );
         }
         assert_eq!(producers.check(&header(1, 0, 16, 3)), Ok(Verdict::Append));
@@ -395,7 +410,7 @@ mod tests {
         let mut loaded = Producers::default();
         loaded.load(1, &producers.encode(1).unwrap()).unwrap();
         assert_eq!(loaded.producers, producers.producers);
-        assert_eq!(loaded.load(2, &[2, 0]), None);
+        assert_eq!(loaded.load(2, &[1, 0]), None);
         assert_eq!(loaded.load(2, &producers.encode(1).unwrap()[..20]), None);
     }
 
@@ -406,7 +421,9 @@ mod tests {
         assert_eq!(producers.truncate(12), vec![(1, before)]);
         assert_eq!(producers.check(&header(1, 0, 10, 5)), Ok(Verdict::Append));
         producers.truncate(0);
-        assert_eq!(producers.check(&header(1, 0, 99, 1)), Ok(Verdict::Append));
+        // Also if nothing is left: what was cut off must come again from its first batch on.
+        assert!(producers.check(&header(1, 0, 10, 5)).is_err());
+        assert_eq!(producers.check(&header(1, 0, 0, 10)), Ok(Verdict::Append));
     }
 
     #[test]

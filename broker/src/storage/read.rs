@@ -29,6 +29,24 @@ impl ReadBatches {
     }
 }
 
+/// How far a read goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpTo {
+    /// What is committed: for consumers.
+    HighWatermark,
+    /// All that there is: for followers.
+    LogEnd,
+}
+
+impl UpTo {
+    fn end(self, log: &PartitionLog) -> i64 {
+        match self {
+            UpTo::HighWatermark => log.high_watermark(),
+            UpTo::LogEnd => log.log_end(),
+        }
+    }
+}
+
 /// The batches of a run that reach to or beyond an offset.
 pub(super) struct Cut {
     pub keys: Vec<[u8; LOG_KEY_LEN]>,
@@ -157,9 +175,10 @@ pub(super) fn read_memory(
     offset: i64,
     max_bytes: usize,
     at_least_one: bool,
+    up_to: UpTo,
 ) -> Result<Option<ReadBatches>, StorageError> {
     log.check_offset(offset)?;
-    let end = log.high_watermark();
+    let end = up_to.end(log);
     if offset >= end {
         return Ok(Some(ReadBatches::default()));
     }
@@ -176,9 +195,10 @@ pub(super) fn read_disk(
     offset: i64,
     max_bytes: usize,
     at_least_one: bool,
+    up_to: UpTo,
 ) -> Result<ReadBatches, StorageError> {
     log.check_offset(offset)?;
-    let end = log.high_watermark();
+    let end = up_to.end(log);
     // All batches back to back: they are sent from here.
     let mut buffer = BytesMut::with_capacity(max_bytes.min(1 << 20));
     let mut next = offset;

@@ -10,12 +10,13 @@ use std::{
 use bytesize::ByteSize;
 use millrace_record::BatchHeader;
 use rocksdb::{IteratorMode, ReadOptions, WriteBatch};
+use tracing::warn;
 use uuid::Uuid;
 
 use crate::now_ms;
 
 use super::{
-    Generation, PartitionId, PartitionLog, StorageError, StorageOptions, StoredTopic,
+    EpochCache, Generation, PartitionId, PartitionLog, StorageError, StorageOptions, StoredTopic,
     db::Db,
     descriptors::{FORMAT, StoreDescriptor, TopicDescriptor, decode_partition},
     keys,
@@ -97,6 +98,7 @@ pub(super) fn recover(db: &Db, options: &StorageOptions) -> Result<Recovered, St
         false => Generation(sealed.0.saturating_sub(options.write_buffers as u32 + 1)),
     };
     let mut slots = HashMap::new();
+    let mut epochs: HashMap<PartitionId, EpochCache> = HashMap::new();
     let mut repair = Repair::default();
     // A store that no one has claimed belongs to a broker that runs alone, and leads all that it holds. Leadership is bound to
     // one process start, there as among several brokers.
@@ -115,11 +117,32 @@ pub(super) fn recover(db: &Db, options: &StorageOptions) -> Result<Recovered, St
             repair: &mut repair,
         };
         let slot = reader.read(leader_epoch, doubtful)?;
+        epochs.insert(id, reader.epochs(slot.next_offset)?);
         topic.partitions.insert(index, slot.log.clone());
         slots.insert(id, slot);
     }
     read_producers(db, &mut slots, &mut repair)?;
-    let replayed = replay(db, sealed, &mut slots, &mut generations, &mut repair)?;
+    let replayed = replay(
+        db,
+        sealed,
+        &mut slots,
+        &mut epochs,
+        &mut generations,
+        &mut repair,
+    )?;
+    for (id, slot) in &slots {
+        let high_watermark = match store.identity {
+            // Of a broker that runs alone all that is there is committed.
+            None => None,
+            Some(_) => Some(read_offset(db, &keys::high_watermark(*id))?.unwrap_or(0)),
+        };
+        slot.log.recovered(
+            (slot.next_offset, slot.cumulative_bytes),
+            slot.run,
+            epochs.remove(id).unwrap_or_default(),
+            high_watermark,
+        );
+    }
     db.write_meta_durably(repair.batch)?;
     db.all_log_starts_set();
     let Replayed {
@@ -165,12 +188,21 @@ fn open_descriptor(db: &Db, options: &StorageOptions) -> Result<StoreDescriptor,
             supported: FORMAT,
         });
     }
-    store.incarnation += 1;
+    let clean = db.get_meta(keys::CLEAN_SHUTDOWN)?.is_some();
+    if store.start(options.durability, boot_id(), clean) {
+        warn!(store = %store.store_id, "the system went down before all was on the disk, and durability is not fsync: the store is taken for another one, and copies everything from the replicas that have it");
+    }
     let mut batch = WriteBatch::default();
     store.put(&mut batch)?;
     batch.delete(keys::CLEAN_SHUTDOWN);
     db.write_meta_durably(batch)?;
     Ok(store)
+}
+
+/// This run of the operating system.
+fn boot_id() -> Option<String> {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(id.trim().to_owned())
 }
 
 /// The topics, without partitions yet.
@@ -233,6 +265,16 @@ fn read_active_generation(db: &Db) -> Result<Generation, StorageError> {
     Ok(Generation(u32::from_be_bytes(number)))
 }
 
+fn read_offset(db: &Db, key: &[u8]) -> Result<Option<i64>, StorageError> {
+    let Some(value) = db.get_meta(key)? else {
+        return Ok(None);
+    };
+    let corrupt = |_| StorageError::Corrupt {
+        what: "an offset of a partition".into(),
+    };
+    Ok(Some(i64::from_be_bytes(value.try_into().map_err(corrupt)?)))
+}
+
 /// What recovery puts right in `meta`.
 #[derive(Default)]
 struct Repair {
@@ -264,14 +306,7 @@ impl PartitionReader<'_> {
         doubtful: Generation,
     ) -> Result<Slot, StorageError> {
         let (db, id) = (self.db, self.id);
-        let log_start = match db.get_meta(&keys::log_start(id))? {
-            Some(value) => i64::from_be_bytes(
-                value
-                    .try_into()
-                    .map_err(|_| self.corrupt("the log start offset"))?,
-            ),
-            None => 0,
-        };
+        let log_start = read_offset(db, &keys::log_start(id))?.unwrap_or(0);
         let last = self.last_run(doubtful)?;
         let log_end = last.map_or(log_start, |run| log_start.max(run.last_offset + 1));
         let appended = last.map_or(0, |run| run.cumulative_bytes);
@@ -297,6 +332,17 @@ impl PartitionReader<'_> {
             leader_epoch,
         );
         Ok(Slot::new(Arc::new(log), log_end, appended))
+    }
+
+    /// The epochs of what is there.
+    fn epochs(&self, log_end: i64) -> Result<EpochCache, StorageError> {
+        let Some(value) = self.db.get_meta(&keys::epochs(self.id))? else {
+            return Ok(EpochCache::default());
+        };
+        let mut epochs =
+            EpochCache::decode(&value).ok_or_else(|| self.corrupt("the epoch cache"))?;
+        epochs.truncate(log_end);
+        Ok(epochs)
     }
 
     /// The last run that the log really has.
@@ -402,6 +448,7 @@ fn replay(
     db: &Db,
     first: Generation,
     slots: &mut HashMap<PartitionId, Slot>,
+    epochs: &mut HashMap<PartitionId, EpochCache>,
     generations: &mut BTreeMap<Generation, GenerationBytes>,
     repair: &mut Repair,
 ) -> Result<Replayed, StorageError> {
@@ -420,7 +467,7 @@ fn replay(
         };
         let (generation, partition, last_offset) = keys::parse_log(key).ok_or_else(corrupt)?;
         if generation != replayed.generation {
-            let bytes = seal(&replayed, slots, &mut repair.batch);
+            let bytes = seal(&replayed, slots, epochs, &mut repair.batch);
             generations.insert(replayed.generation, bytes);
             replayed.generation = generation;
             replayed.active = Active::empty();
@@ -437,6 +484,8 @@ fn replay(
                     format!("{topic}/{index}: a batch at offset {found} where {expected} is next");
                 return Err(StorageError::Corrupt { what });
             }
+            let of_partition = epochs.entry(partition).or_default();
+            of_partition.note(header.leader_epoch, header.base_offset);
             if slot.run.is_none() {
                 replayed.active.partitions.push(partition);
             }
@@ -466,13 +515,6 @@ fn replay(
         iterator.next();
     }
     iterator.status()?;
-    for slot in slots
-        .values()
-        .filter(|slot| slot.log.log_end() < slot.next_offset)
-    {
-        slot.log
-            .recovered(slot.next_offset, slot.cumulative_bytes, slot.run);
-    }
     Ok(replayed)
 }
 
@@ -480,9 +522,13 @@ fn replay(
 fn seal(
     replayed: &Replayed,
     slots: &mut HashMap<PartitionId, Slot>,
+    epochs: &HashMap<PartitionId, EpochCache>,
     batch: &mut WriteBatch,
 ) -> GenerationBytes {
     for id in &replayed.active.partitions {
+        if let Some(epochs) = epochs.get(id) {
+            batch.put(keys::epochs(*id), epochs.encode());
+        }
         if let Some(slot) = slots.get_mut(id) {
             slot.put_sealed(batch);
             slot.next_generation();

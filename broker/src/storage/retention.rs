@@ -45,7 +45,11 @@ pub(super) fn apply(
     }
     let mut size = log.size_bytes();
     let mut dead = Vec::new();
+    let committed = log.high_watermark();
     db.each_run(log.id, log.log_start(), |run| {
+        if run.last_offset >= committed {
+            return Ok(false);
+        }
         let too_old = oldest_ms.is_some_and(|oldest| run.max_timestamp < oldest);
         let too_much = retention
             .bytes

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::{
     Append, Appended, DiskSpace, DiskState, Durability, PartitionAppend, PartitionLog, ReadBatches,
-    RecoveryReport, StorageError, StorageOptions, StoredPartition,
+    RecoveryReport, StorageError, StorageOptions, StoredPartition, UpTo,
     db::Db,
     delete::clear_deleted,
     descriptors::StoreDescriptor,
@@ -193,16 +193,16 @@ impl Store {
         Ok(())
     }
 
-    /// Reads from `offset`, which must be between the log start offset and the high watermark, whole batches up to `max_bytes`;
-    /// the first comes whatever its size if `at_least_one`. Only from memory: `Ok(None)` means that [`Self::read_disk`] has it.
+    /// Reads from `offset`, which must be between the log start and the log end offset, whole batches up to `max_bytes`; the first comes whatever its size if `at_least_one`. Only from memory: `Ok(None)` means that [`Self::read_disk`] has it.
     pub fn read_memory(
         &self,
         log: &PartitionLog,
         offset: i64,
         max_bytes: usize,
         at_least_one: bool,
+        up_to: UpTo,
     ) -> Result<Option<ReadBatches>, StorageError> {
-        read::read_memory(log, offset, max_bytes, at_least_one)
+        read::read_memory(log, offset, max_bytes, at_least_one, up_to)
     }
 
     /// As [`Self::read_memory`], from RocksDB. Blocks.
@@ -212,8 +212,9 @@ impl Store {
         offset: i64,
         max_bytes: usize,
         at_least_one: bool,
+        up_to: UpTo,
     ) -> Result<ReadBatches, StorageError> {
-        read::read_disk(&self.db, log, offset, max_bytes, at_least_one)
+        read::read_disk(&self.db, log, offset, max_bytes, at_least_one, up_to)
     }
 
     /// The first record whose timestamp is at or after `timestamp_ms`: its offset and timestamp. Blocks.
@@ -225,11 +226,38 @@ impl Store {
         read::find_timestamp(&self.db, log, timestamp_ms)
     }
 
-    /// Removes all batches that reach to or beyond `offset`; returns the new log end offset.
-    pub async fn truncate(&self, log: &StoredPartition, offset: i64) -> Result<i64, StorageError> {
+    /// Removes all batches that reach to or beyond `offset`, if the partition is followed in that epoch; returns the new log end offset.
+    pub async fn truncate(
+        &self,
+        log: &StoredPartition,
+        epoch: i32,
+        offset: i64,
+    ) -> Result<i64, StorageError> {
         let (reply, answer) = oneshot::channel();
         let command = Command::Truncate {
             log: log.clone(),
+            epoch,
+            offset,
+            reply,
+        };
+        self.writer
+            .send(command)
+            .map_err(|_| StorageError::Closed)?;
+        answer.await.map_err(|_| StorageError::Closed)?
+    }
+
+    /// Drops all that the log has and begins it anew at `offset`, if the partition is followed in that epoch: what lies between, the leader
+    /// no longer has.
+    pub async fn begin_at(
+        &self,
+        log: &StoredPartition,
+        epoch: i32,
+        offset: i64,
+    ) -> Result<(), StorageError> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::BeginAt {
+            log: log.clone(),
+            epoch,
             offset,
             reply,
         };

@@ -25,7 +25,7 @@ type Reply = (
 
 /// What is owed to readers and producers once a group is durable.
 pub(super) struct Completion {
-    /// The high watermarks to come.
+    /// Up to where logs are durable then.
     pub advanced: Vec<(Arc<PartitionLog>, i64)>,
     pub replies: Vec<Reply>,
 }
@@ -33,7 +33,7 @@ pub(super) struct Completion {
 impl Completion {
     pub(super) fn complete(self) {
         for (log, offset) in self.advanced {
-            log.advance_high_watermark(offset);
+            log.set_durable(offset);
         }
         for (reply, results, room) in self.replies {
             drop(room);

@@ -47,6 +47,17 @@ fn open(path: &Path) -> (Arc<Store>, RecoveryReport) {
     Store::open(options(path)).unwrap()
 }
 
+/// Truncates as followers do, and leads again if it has led before.
+async fn cut(store: &Store, log: &StoredPartition, offset: i64) -> Result<i64, StorageError> {
+    let led = log.leader_epoch();
+    let _ = log.follow(0);
+    let result = store.truncate(log, 0, offset).await;
+    if let Some(epoch) = led {
+        log.lead(epoch)?;
+    }
+    result
+}
+
 /// A batch of records with these values, stamped `timestamp_ms`.
 fn batch(values: &[&str], timestamp_ms: i64, producer: Option<ProducerState>) -> Bytes {
     let mut builder = BatchBuilder::new(BatchOptions {
@@ -82,10 +93,15 @@ fn read_all(
 ) -> Vec<(i64, String)> {
     let mut records = Vec::new();
     let mut next = offset;
-    while next < log.high_watermark() {
-        let read = match store.read_memory(log, next, max_bytes, true).unwrap() {
+    while next < log.log_end() {
+        let read = match store
+            .read_memory(log, next, max_bytes, true, UpTo::LogEnd)
+            .unwrap()
+        {
             Some(read) => read,
-            None => store.read_disk(log, next, max_bytes, true).unwrap(),
+            None => store
+                .read_disk(log, next, max_bytes, true, UpTo::LogEnd)
+                .unwrap(),
         };
         assert!(!read.batches.is_empty(), "no progress at {next}");
         for batch in read.batches.into_iter().flat_map(split) {
@@ -125,7 +141,7 @@ async fn fill(store: &Store, logs: &[StoredPartition], count: usize) {
 fn assert_contiguous(store: &Store, log: &PartitionLog, from: i64) {
     for max_bytes in [1, 10_000, 1 << 20] {
         let records = read_all(store, log, from, max_bytes);
-        assert_eq!(records.len() as i64, log.high_watermark() - from);
+        assert_eq!(records.len() as i64, log.log_end() - from);
         for (i, (offset, value)) in records.iter().enumerate() {
             assert_eq!(*offset, from + i as i64);
             assert!(
@@ -144,7 +160,7 @@ async fn what_is_appended_is_read_back_from_memory_and_from_disk_over_many_gener
     fill(&store, &logs_of(&topic), 900).await;
     assert!(
         store
-            .read_memory(&topic.partitions[&0], 0, 1, true)
+            .read_memory(&topic.partitions[&0], 0, 1, true, UpTo::HighWatermark)
             .unwrap()
             .is_none(),
         "the beginning left memory"
@@ -271,7 +287,7 @@ async fn a_forgotten_producer_stays_forgotten_after_a_restart() {
         let one_more = vec![of_producer(20_001, 0)];
         append(&store, log, one_more).await.unwrap();
         if truncated {
-            assert_eq!(store.truncate(log, 20_000).await.unwrap(), 20_000);
+            assert_eq!(cut(&store, log, 20_000).await.unwrap(), 20_000);
         }
         store.close();
         drop((topic, store));
@@ -333,7 +349,7 @@ async fn truncation_cuts_at_batch_bounds_in_active_and_sealed_generations_and_su
         let [log, other] = &logs_of(&topic)[..] else {
             unreachable!()
         };
-        assert_eq!(store.truncate(log, to).await.unwrap(), new_end);
+        assert_eq!(cut(&store, log, to).await.unwrap(), new_end);
         assert_eq!((log.log_end(), log.high_watermark()), (new_end, new_end));
         assert_contiguous(&store, log, 0);
         fill(&store, std::slice::from_ref(log), 50).await;
@@ -405,7 +421,7 @@ async fn retention_by_size_keeps_the_newest_and_gives_the_space_back() {
         );
         assert_contiguous(&store, log, log.log_start());
         assert!(matches!(
-            store.read_memory(log, 0, 1, true),
+            store.read_memory(log, 0, 1, true, UpTo::HighWatermark),
             Err(StorageError::OffsetOutOfRange { .. })
         ));
     }
@@ -572,7 +588,10 @@ async fn log_append_time_stamps_records_with_the_brokers_clock() {
         .log_append_time_ms
         .unwrap();
     assert!((crate::now_ms() - stamp).abs() < 60_000);
-    let read = store.read_memory(log, 0, 1, true).unwrap().unwrap();
+    let read = store
+        .read_memory(log, 0, 1, true, UpTo::HighWatermark)
+        .unwrap()
+        .unwrap();
     let record = decode(&read.batches[0], &Default::default())
         .unwrap()
         .next()
@@ -675,9 +694,11 @@ async fn truncation_never_leaves_a_high_watermark_above_the_end() {
         answers.push(store.append(vec![append]).await.unwrap());
     }
     is_reached.recv().unwrap();
+    until("both are written", || log.log_end() > 0).await;
     let truncated = tokio::spawn({
         let (store, log) = (store.clone(), log.clone());
-        async move { store.truncate(&log, 0).await }
+        log.follow(2).unwrap();
+        async move { store.truncate(&log, 2, 0).await }
     });
     // Long enough for a truncation that does not wait.
     tokio::time::sleep(Duration::from_millis(200)).await;

@@ -26,7 +26,7 @@ use super::{
     db::Db,
     keys,
     log::Published,
-    producers::{Producer, Producers, Verdict},
+    producers::{Producer, Producers, SequenceError, Verdict},
     run::Run,
     syncer::{Completion, Syncer},
 };
@@ -54,7 +54,17 @@ pub struct Append {
 pub struct PartitionAppend {
     log: Arc<PartitionLog>,
     leader_epoch: i32,
+    origin: Origin,
     batches: Vec<(BatchHeader, Bytes)>,
+}
+
+/// Where batches come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// A producer: they get offsets, if their sequence is right.
+    Producer,
+    /// The partition's leader, which did that: they are taken as they are.
+    Leader,
 }
 
 /// Where batches went.
@@ -66,6 +76,8 @@ pub struct Appended {
     pub log_append_time_ms: Option<i64>,
     /// The partition's log start offset.
     pub log_start: i64,
+    /// The offset after the last record; of the original, for a duplicate. All of it is committed once the high watermark gets there.
+    pub end_offset: i64,
 }
 
 impl PartitionAppend {
@@ -105,8 +117,36 @@ impl PartitionAppend {
         Ok(PartitionAppend {
             log,
             leader_epoch,
+            origin: Origin::Producer,
             batches,
         })
+    }
+
+    /// Checks batches as they came from the partition's leader: whole, checksum right. Each element holds one or several. They are
+    /// appended only if the partition is followed in `leader_epoch` when their turn comes, and they follow what is there.
+    pub fn replicated(
+        log: Arc<PartitionLog>,
+        leader_epoch: i32,
+        batches: Vec<Bytes>,
+    ) -> Result<Self, StorageError> {
+        let check = |batch| {
+            let batch: Bytes = batch?;
+            Ok((millrace_record::validate(&batch)?, batch))
+        };
+        let batches = batches.into_iter().flat_map(millrace_record::split);
+        Ok(PartitionAppend {
+            log,
+            leader_epoch,
+            origin: Origin::Leader,
+            batches: batches.map(check).collect::<Result<_, StorageError>>()?,
+        })
+    }
+
+    /// The offset of the first record and the one after the last, as the batches have them now.
+    pub fn span(&self) -> Option<(i64, i64)> {
+        let (first, _) = self.batches.first()?;
+        let (last, _) = self.batches.last()?;
+        Some((first.base_offset, last.last_offset() + 1))
     }
 
     /// Bytes of the batches.
@@ -118,11 +158,19 @@ impl PartitionAppend {
 /// What the writer is asked to do.
 pub(super) enum Command {
     Append(Append),
-    /// Removes all batches that reach to or beyond `offset`.
+    /// Removes all batches that reach to or beyond `offset`, as a follower of that epoch.
     Truncate {
         log: Arc<PartitionLog>,
+        epoch: i32,
         offset: i64,
         reply: oneshot::Sender<Result<i64, StorageError>>,
+    },
+    /// Removes all batches, and begins anew at `offset`, as a follower of that epoch.
+    BeginAt {
+        log: Arc<PartitionLog>,
+        epoch: i32,
+        offset: i64,
+        reply: oneshot::Sender<Result<(), StorageError>>,
     },
     /// Drops everything known of deleted partitions, and hands it over to be freed.
     Forget {
@@ -157,8 +205,16 @@ pub(super) struct Slot {
     /// Producers that have changed in the active generation: stored when it is sealed, replayed from it until then.
     pub dirty_producers: HashSet<i64>,
     /// Of the group being written.
-    staged: Vec<(i64, i64, Bytes)>,
+    staged: Vec<Staged>,
     before: Option<Before>,
+}
+
+/// A batch that is being written.
+struct Staged {
+    base_offset: i64,
+    last_offset: i64,
+    leader_epoch: i32,
+    bytes: Bytes,
 }
 
 /// To undo a group that could not be written.
@@ -214,6 +270,15 @@ impl Slot {
             batch.put(keys::run(self.log.id, run.last_offset), run.encode());
         }
         self.put_producers(batch);
+    }
+
+    /// So that after a start it does not count as committed what is not.
+    fn put_high_watermark(&self, batch: &mut WriteBatch) {
+        let high_watermark = self.log.high_watermark();
+        batch.put(
+            keys::high_watermark(self.log.id),
+            high_watermark.to_be_bytes(),
+        );
     }
 
     /// Adds what is to be stored of the producers that have changed; those that are no longer known are deleted.
@@ -318,9 +383,9 @@ impl Active {
         {
             self.partitions.push(id);
         }
-        for (_, _, batch) in &slot.staged {
-            self.bytes += batch.len() as u64;
-            self.memtable_bytes += batch.len() + ENTRY_OVERHEAD;
+        for Staged { bytes, .. } in &slot.staged {
+            self.bytes += bytes.len() as u64;
+            self.memtable_bytes += bytes.len() + ENTRY_OVERHEAD;
         }
     }
 }
@@ -408,8 +473,23 @@ impl Writer {
     fn handle(&mut self, command: Command) -> bool {
         match command {
             Command::Append(append) => self.append_group(&mut vec![append]),
-            Command::Truncate { log, offset, reply } => {
-                let _ = reply.send(self.truncate(&log, offset));
+            Command::Truncate {
+                log,
+                epoch,
+                offset,
+                reply,
+            } => {
+                let allowed = log.check_followed_in(epoch);
+                let _ = reply.send(allowed.and_then(|()| self.truncate(&log, offset)));
+            }
+            Command::BeginAt {
+                log,
+                epoch,
+                offset,
+                reply,
+            } => {
+                let allowed = log.check_followed_in(epoch);
+                let _ = reply.send(allowed.and_then(|()| self.begin_at(&log, offset)));
             }
             Command::Forget { logs, reply } => {
                 let _ = reply.send(self.forget(&logs));
@@ -452,6 +532,9 @@ impl Writer {
             syncer.stop();
         }
         let mut batch = WriteBatch::default();
+        for slot in self.slots.values() {
+            slot.put_high_watermark(&mut batch);
+        }
         batch.put(keys::CLEAN_SHUTDOWN, []);
         match sealed
             .and_then(|()| self.db.sync_log())
@@ -530,20 +613,39 @@ impl Writer {
     ) -> Result<Appended, StorageError> {
         let log = &append.log;
         let epoch = append.leader_epoch;
-        log.check_led_in(epoch)?;
+        match append.origin {
+            Origin::Producer => log.check_led_in(epoch)?,
+            Origin::Leader => log.check_followed_in(epoch)?,
+        }
         let config = log.config();
         let log_start = log.log_start();
         let slot = self
             .slots
             .entry(log.id)
             .or_insert_with(|| Slot::new(log.clone(), log.log_end(), 0));
+        if append.origin == Origin::Leader {
+            let mut expected = slot.next_offset;
+            for (header, _) in &append.batches {
+                let found = header.base_offset;
+                if found != expected {
+                    return Err(StorageError::NotContiguous { found, expected });
+                }
+                expected = header.last_offset() + 1;
+            }
+        }
         let mut answer = None;
+        let mut end_offset = slot.next_offset;
         let mut admitted = Vec::with_capacity(append.batches.len());
         // Sequences of all first, so that a refused batch leaves nothing of its siblings behind.
         let mut producers_before = Vec::new();
         let mut offset = slot.next_offset;
+        let several = append.batches.len() > 1;
         for (header, bytes) in append.batches.drain(..) {
-            match slot.producers.check(&header) {
+            let verdict = match append.origin {
+                Origin::Producer => slot.producers.check(&header),
+                Origin::Leader => Ok(Verdict::Append),
+            };
+            match verdict {
                 Ok(Verdict::Append) => {
                     let last_offset = offset + i64::from(header.last_offset_delta);
                     let before = &mut producers_before;
@@ -551,9 +653,18 @@ impl Writer {
                     answer.get_or_insert(offset);
                     admitted.push((header, bytes, offset, last_offset));
                     offset = last_offset + 1;
+                    end_offset = offset;
                 }
-                Ok(Verdict::Duplicate { base_offset }) => {
+                Ok(Verdict::Duplicate {
+                    base_offset,
+                    last_offset,
+                }) => {
                     answer.get_or_insert(base_offset);
+                    end_offset = last_offset + 1;
+                }
+                // In the log already, and its offset forgotten; what follows it in the request may not be.
+                Err(SequenceError::Duplicate { .. }) if several => {
+                    answer.get_or_insert(-1);
                 }
                 Err(error) => {
                     for (producer_id, before) in producers_before.into_iter().rev() {
@@ -563,7 +674,9 @@ impl Writer {
                 }
             }
         }
-        let stamp = (config.timestamp_type == TimestampType::LogAppendTime).then_some(now_ms);
+        let stamps = append.origin == Origin::Producer
+            && config.timestamp_type == TimestampType::LogAppendTime;
+        let stamp = stamps.then_some(now_ms);
         if !admitted.is_empty() {
             if slot.before.is_none() {
                 touched.push(log.id);
@@ -582,8 +695,14 @@ impl Writer {
             // Copied once: the head changes, and the tail cache must not hold on to the whole request.
             let mut stored = BytesMut::with_capacity(bytes.len());
             stored.extend_from_slice(&bytes);
-            set_base_offset(&mut stored, base_offset);
-            set_leader_epoch(&mut stored, epoch);
+            let leader_epoch = match append.origin {
+                Origin::Producer => {
+                    set_base_offset(&mut stored, base_offset);
+                    set_leader_epoch(&mut stored, epoch);
+                    epoch
+                }
+                Origin::Leader => header.leader_epoch,
+            };
             if let Some(stamp) = stamp {
                 set_log_append_time(&mut stored, stamp);
             }
@@ -597,12 +716,18 @@ impl Writer {
                 stored.len() as u64,
                 max_timestamp,
             );
-            slot.staged.push((base_offset, last_offset, stored));
+            slot.staged.push(Staged {
+                base_offset,
+                last_offset,
+                leader_epoch,
+                bytes: stored,
+            });
         }
         Ok(Appended {
             base_offset: answer.unwrap_or(-1),
             log_append_time_ms: stamp,
             log_start,
+            end_offset,
         })
     }
 
@@ -638,6 +763,8 @@ impl Writer {
             .filter_map(|id| self.slots.get(id))
         {
             slot.put_sealed(&mut batch);
+            batch.put(keys::epochs(slot.log.id), slot.log.epochs().encode());
+            slot.put_high_watermark(&mut batch);
         }
         batch.put(keys::generation(self.generation), bytes.encode());
         batch.put(keys::ACTIVE_GENERATION, next.0.to_be_bytes());
@@ -724,6 +851,24 @@ impl Writer {
         cut.map(|()| log.log_end())
     }
 
+    /// Removes all batches, and begins anew at `offset`. If it fails halfway, doing it again finishes it.
+    fn begin_at(&mut self, log: &Arc<PartitionLog>, offset: i64) -> Result<(), StorageError> {
+        self.truncate(log, log.log_start())?;
+        let mut batch = WriteBatch::default();
+        batch.put(keys::log_start(log.id), offset.to_be_bytes());
+        batch.put(keys::high_watermark(log.id), offset.to_be_bytes());
+        batch.put(keys::epochs(log.id), []);
+        self.db.write_meta_durably(batch)?;
+        let slot = self
+            .slots
+            .entry(log.id)
+            .or_insert_with(|| Slot::new(log.clone(), offset, 0));
+        slot.next_offset = offset;
+        self.db.set_log_start(log.id, offset);
+        log.begin_at(offset);
+        Ok(())
+    }
+
     /// In the active generation keys are deleted: they are in the same memtable, files stay apart.
     fn cut_active(&mut self, log: &Arc<PartitionLog>, offset: i64) -> Result<(), StorageError> {
         let Some(slot) = self.slots.get_mut(&log.id) else {
@@ -783,6 +928,9 @@ impl Writer {
         slot.dirty_producers.extend(truncated);
         // Now, since a generation from which everything was cut is not sealed.
         slot.put_producers(&mut batch);
+        let mut epochs = log.epochs();
+        epochs.truncate(new_end);
+        batch.put(keys::epochs(log.id), epochs.encode());
         let mut changed: BTreeMap<Generation, GenerationBytes> = BTreeMap::new();
         for (generation, bytes) in shrunk {
             if let Some(entry) = generations.get(&generation) {
@@ -856,18 +1004,13 @@ fn collect_group(
 fn publish(slot: &mut Slot, tail: &mut TailBudget) {
     slot.before = None;
     let log = &slot.log;
-    let published = slot
-        .staged
-        .drain(..)
-        .map(|(base_offset, last_offset, bytes)| {
-            let ticket = tail.admit(log, bytes.len());
-            Published {
-                ticket,
-                base_offset,
-                last_offset,
-                bytes,
-            }
-        });
+    let published = slot.staged.drain(..).map(|staged| Published {
+        ticket: tail.admit(log, staged.bytes.len()),
+        base_offset: staged.base_offset,
+        last_offset: staged.last_offset,
+        leader_epoch: staged.leader_epoch,
+        bytes: staged.bytes,
+    });
     if let Some(run) = slot.run {
         log.publish(run, published);
     }

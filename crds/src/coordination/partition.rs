@@ -26,6 +26,10 @@ pub struct PartitionAssignment {
     /// Who leads; absent if no one does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leader: Option<Leader>,
+    /// The last leader epoch whose leader was elected although it may have lacked acknowledged records, as the topic allows
+    /// (`uncleanLeaderElection`): only then may a replica cut off what it knows to be committed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_unclean_epoch: Option<i32>,
     /// The controller epoch of the last election.
     pub controller_epoch: i32,
     /// Random, for each write: by it a writer whose answer was lost knows its own.
@@ -71,6 +75,7 @@ impl PartitionAssignment {
             replicas,
             isr: Vec::new(),
             leader: None,
+            last_unclean_epoch: None,
             controller_epoch: 0,
             write_id: Uuid::new_v4(),
         }

@@ -24,7 +24,7 @@ use uuid::Uuid;
 use super::api_server::ApiServer;
 use crate::{
     coordination::{JoinError, Member, Membership, Timing},
-    directory::Directory,
+    directory::{ClusterView, Directory},
     observe::Metrics,
     storage::{PartitionAppend, StorageError, StorageOptions, Store},
 };
@@ -111,16 +111,21 @@ impl Cluster {
             pod_uid: "uid".into(),
             address: format!("{}:7070", pod(id)),
             timing: TIMING,
+            replica_lag: Duration::from_secs(10),
         };
-        let metrics = Metrics::new(store.clone());
+        let metrics = Metrics::new(store.clone(), Arc::default());
         let joining = {
             let client = {
                 let _within = runtime.enter();
                 self.server.client(&pod(id))
             };
-            let (store, directory) = (store.clone(), directory.clone());
-            let (metrics, stop) = (metrics.clone(), stop.clone());
-            runtime.spawn(membership.join_through(client, store, directory, metrics, stop))
+            let cluster = ClusterView {
+                cluster_id: membership.cluster_id(),
+                directory: directory.clone(),
+                ..ClusterView::default()
+            };
+            let (store, metrics, stop) = (store.clone(), metrics.clone(), stop.clone());
+            runtime.spawn(membership.join_through(client, store, cluster, metrics, stop))
         };
         Broker {
             id,

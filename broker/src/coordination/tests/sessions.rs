@@ -37,6 +37,7 @@ fn claimant(boot: &str) -> Arc<Claimant> {
         identity: format!("{}/uid/{boot}", pod(0)),
         duration_seconds: 2,
         starts: 1,
+        draining: Arc::default(),
     })
 }
 

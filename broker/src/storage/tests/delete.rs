@@ -26,7 +26,9 @@ fn led(store: &Store, topic_id: Uuid, indexes: &[i32]) -> Vec<StoredPartition> {
 fn entries(store: &Store, id: PartitionId) -> String {
     let mut kinds = String::new();
     let [runs, producers] = [keys::runs(id), keys::producers(id)];
-    for prefix in [keys::deleted(id), runs, producers, keys::log_start(id)] {
+    let [epochs, committed] = [keys::epochs(id), keys::high_watermark(id)];
+    let start = keys::log_start(id);
+    for prefix in [keys::deleted(id), runs, producers, start, epochs, committed] {
         let mut held = false;
         let each = |_: &[u8], _: &[u8]| {
             held = true;
@@ -65,7 +67,7 @@ async fn a_crash_leaves_a_deleted_partition_whole_or_gone_and_others_alone() {
         let producer = vec![of_producer(7, 0)];
         append(&store, deleted, producer).await.unwrap();
         store.seal().await.unwrap();
-        assert_eq!(entries(&store, deleted.id), "RI");
+        assert_eq!(entries(&store, deleted.id), "RIEH");
         store.delete_partition(ONE, 2).unwrap();
         // Sealed generations, and one that is being filled. Two thirds of each will be dead.
         let written = [kept.clone(), deleted.clone(), deleted.clone()];
@@ -182,10 +184,18 @@ async fn whoever_holds_on_to_a_deleted_partition_is_told() {
         assert!(matches!(refused, Err(StorageError::Deleted)), "{refused:?}");
     }
     let is_deleted = |error| assert!(matches!(error, StorageError::Deleted));
-    is_deleted(store.read_memory(&held, 0, 1, true).unwrap_err());
-    is_deleted(store.read_disk(&held, 0, 1, true).unwrap_err());
+    is_deleted(
+        store
+            .read_memory(&held, 0, 1, true, UpTo::HighWatermark)
+            .unwrap_err(),
+    );
+    is_deleted(
+        store
+            .read_disk(&held, 0, 1, true, UpTo::HighWatermark)
+            .unwrap_err(),
+    );
     is_deleted(store.find_timestamp(&held, 0).unwrap_err());
-    is_deleted(store.truncate(&held, 0).await.unwrap_err());
+    is_deleted(cut(&store, &held, 0).await.unwrap_err());
     is_deleted(held.lead(2).unwrap_err());
     is_deleted(held.check_offset(0).unwrap_err());
     assert_eq!((held.leader_epoch(), held.active_run()), (None, None));

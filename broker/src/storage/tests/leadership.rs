@@ -37,7 +37,9 @@ pub(super) async fn queue(store: &Store, log: &StoredPartition, epoch: i32) -> A
 
 /// The leader epochs of the batches in a log.
 fn epochs(store: &Store, log: &PartitionLog) -> Vec<i32> {
-    let read = store.read_disk(log, 0, 1 << 20, true).unwrap();
+    let read = store
+        .read_disk(log, 0, 1 << 20, true, UpTo::HighWatermark)
+        .unwrap();
     let batches = read.batches.into_iter().flat_map(split);
     let epoch = |batch: Bytes| BatchHeader::parse(&batch).unwrap().leader_epoch;
     batches.map(|batch| epoch(batch.unwrap())).collect()

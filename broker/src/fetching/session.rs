@@ -1,0 +1,451 @@
+//! One session with a leader: says where logs end, appends what comes, and acknowledges it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::{StreamExt, future::BoxFuture, stream::FuturesOrdered};
+use millrace_proto::v1::{
+    ReplicaAck, ReplicaData, ReplicaHello, ReplicaPosition, ReplicateRequest, ReplicateResponse,
+    replica_data::Refusal, replication_service_client::ReplicationServiceClient,
+};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Status, transport::Channel};
+use tracing::{error, info, warn};
+
+use super::{Leader, Shared};
+use crate::{
+    partition::{HEARTBEAT, HostedReplica, PartitionKey, SILENCE},
+    replication::{Cut, Follower},
+    storage::{Appended, EpochEnd, PartitionAppend, StorageError, Store},
+};
+
+/// Messages to the leader that wait to be sent.
+const OUTGOING: usize = 16;
+/// Positions in one message at most.
+const POSITIONS: usize = 1000;
+/// A leader that does not lead yet is asked again after this, then after twice as long, up to the most.
+const MIN_RETRY: Duration = Duration::from_millis(10);
+const MAX_RETRY: Duration = Duration::from_millis(500);
+
+/// A partition that is followed.
+struct Following {
+    key: PartitionKey,
+    follower: Follower,
+    replica: Arc<HostedReplica>,
+    /// The offset that comes next, once all that was handed to the store is appended.
+    next: i64,
+    /// Appends that the store has not answered yet.
+    appending: usize,
+    /// The leader's high watermark.
+    high_watermark: i64,
+    state: State,
+    retry: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Its position was sent.
+    Following,
+    /// Its position is to be sent again, from then on, when nothing is being appended.
+    Again(Instant),
+    /// It can't follow: a person has to see to it.
+    Stopped,
+}
+
+/// The answer to an append: for each partition its handle and what came of it.
+type Outcome = Vec<(u32, Result<Appended, StorageError>)>;
+
+pub(super) struct Session<'a> {
+    shared: &'a Arc<Shared>,
+    outgoing: mpsc::Sender<ReplicateRequest>,
+    following: BTreeMap<u32, Following>,
+    handles: HashMap<PartitionKey, u32>,
+    last_handle: u32,
+    appends: FuturesOrdered<BoxFuture<'static, Outcome>>,
+    /// When something was sent last.
+    sent: Instant,
+}
+
+impl<'a> Session<'a> {
+    /// Runs until it breaks. What was handed to the store is appended then.
+    pub(super) async fn run(
+        shared: &'a Arc<Shared>,
+        leader: &Leader,
+        client: &mut ReplicationServiceClient<Channel>,
+    ) -> Result<(), Status> {
+        let (outgoing, requests) = mpsc::channel(OUTGOING);
+        let mut session = Session {
+            shared,
+            outgoing,
+            following: BTreeMap::new(),
+            handles: HashMap::new(),
+            last_handle: 0,
+            appends: FuturesOrdered::new(),
+            sent: Instant::now(),
+        };
+        session
+            .send(ReplicateRequest {
+                hello: Some(ReplicaHello {
+                    cluster_id: shared.cluster_id.clone(),
+                    broker_id: shared.me.id,
+                    broker_epoch: shared.me.epoch,
+                    store_id: shared.me.store.to_string(),
+                }),
+                ..ReplicateRequest::default()
+            })
+            .await?;
+        let opening = client.replicate(Request::new(ReceiverStream::new(requests)));
+        let mut responses = tokio::time::timeout(SILENCE, opening)
+            .await
+            .map_err(|_| silent())??
+            .into_inner();
+        let all = {
+            let mut assigned = leader.assigned.lock();
+            assigned.changed.clear();
+            assigned.partitions.keys().copied().collect()
+        };
+        let result = session.serve(leader, all, &mut responses).await;
+        // What is on its way into the logs comes before whatever the next session says of them.
+        while session.appends.next().await.is_some() {}
+        result
+    }
+
+    async fn serve(
+        &mut self,
+        leader: &Leader,
+        first: BTreeSet<PartitionKey>,
+        responses: &mut tonic::Streaming<ReplicateResponse>,
+    ) -> Result<(), Status> {
+        self.change(leader, first).await?;
+        let mut ticks = tokio::time::interval(HEARTBEAT);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut heard = Instant::now();
+        loop {
+            let due = self.next_retry();
+            tokio::select! {
+                () = leader.wake.notified() => {
+                    let changed = std::mem::take(&mut leader.assigned.lock().changed);
+                    self.change(leader, changed).await?;
+                }
+                response = responses.message() => {
+                    heard = Instant::now();
+                    match response? {
+                        Some(response) => self.on_response(response).await?,
+                        None => return Ok(()),
+                    }
+                }
+                Some(outcome) = self.appends.next(), if !self.appends.is_empty() => {
+                    self.on_appended(outcome).await?;
+                }
+                () = tokio::time::sleep_until(due.unwrap_or(heard)), if due.is_some() => {
+                    self.send_positions().await?;
+                }
+                _ = ticks.tick() => {
+                    if heard.elapsed() > SILENCE {
+                        return Err(silent());
+                    }
+                    if self.sent.elapsed() >= HEARTBEAT {
+                        self.send(ReplicateRequest::default()).await?;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes up what is to be followed now of these partitions.
+    async fn change(
+        &mut self,
+        leader: &Leader,
+        changed: BTreeSet<PartitionKey>,
+    ) -> Result<(), Status> {
+        let mut stopped = Vec::new();
+        {
+            let assigned = leader.assigned.lock();
+            for key in changed {
+                let wanted = assigned.partitions.get(&key);
+                if let Some(handle) = self.handles.remove(&key) {
+                    self.following.remove(&handle);
+                    stopped.push(handle);
+                }
+                let Some((follower, replica)) = wanted else {
+                    continue;
+                };
+                let handle = self.new_handle(key);
+                let following = Following {
+                    key,
+                    follower: *follower,
+                    replica: replica.clone(),
+                    next: 0,
+                    appending: 0,
+                    high_watermark: 0,
+                    state: State::Again(Instant::now()),
+                    retry: MIN_RETRY,
+                };
+                self.following.insert(handle, following);
+            }
+        }
+        if !stopped.is_empty() {
+            self.send(ReplicateRequest {
+                stopped,
+                ..ReplicateRequest::default()
+            })
+            .await?;
+        }
+        self.send_positions().await
+    }
+
+    fn new_handle(&mut self, key: PartitionKey) -> u32 {
+        self.last_handle += 1;
+        self.handles.insert(key, self.last_handle);
+        self.last_handle
+    }
+
+    fn next_retry(&self) -> Option<Instant> {
+        let waiting = self.following.values().filter(|f| f.appending == 0);
+        waiting
+            .filter_map(|following| match following.state {
+                State::Again(at) => Some(at),
+                State::Following | State::Stopped => None,
+            })
+            .min()
+    }
+
+    /// Sends the positions that are due, each under a new handle: what comes for the old one counts no more.
+    async fn send_positions(&mut self) -> Result<(), Status> {
+        let now = Instant::now();
+        let is_due =
+            |f: &Following| matches!(f.state, State::Again(at) if at <= now) && f.appending == 0;
+        let due = self.following.iter().filter(|(_, f)| is_due(f));
+        let due: Vec<u32> = due.map(|(handle, _)| *handle).collect();
+        for some in due.chunks(POSITIONS) {
+            let mut positions = Vec::with_capacity(some.len());
+            for old in some {
+                let Some(mut following) = self.following.remove(old) else {
+                    continue;
+                };
+                let handle = self.new_handle(following.key);
+                let epoch = following.follower.epoch;
+                match following.replica.position(epoch) {
+                    Some(position) => {
+                        let (topic_id, partition) = following.key;
+                        positions.push(ReplicaPosition {
+                            handle,
+                            topic_id: topic_id.to_string(),
+                            partition,
+                            leader_epoch: epoch,
+                            log_end_offset: position.log_end,
+                            last_epoch: position.last_epoch.unwrap_or(-1),
+                            durable_end_offset: position.durable_end,
+                        });
+                        following.next = position.log_end;
+                        following.state = State::Following;
+                    }
+                    // It is being made something else: that is told separately.
+                    None => following.state = State::Stopped,
+                }
+                self.following.insert(handle, following);
+            }
+            self.send(ReplicateRequest {
+                positions,
+                ..ReplicateRequest::default()
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    async fn on_response(&mut self, response: ReplicateResponse) -> Result<(), Status> {
+        let mut appends = Vec::new();
+        let mut handles = Vec::new();
+        for data in response.partitions {
+            let handle = data.handle;
+            match self.following.get_mut(&handle) {
+                Some(following) if following.state == State::Following => {
+                    if let Some(append) = following.on_data(data, &self.shared.store).await {
+                        following.appending += 1;
+                        self.shared.metrics.replicated(append.size());
+                        appends.push(append);
+                        handles.push(handle);
+                    }
+                }
+                // It has been given up, or asked for anew.
+                _ => {}
+            }
+        }
+        if appends.is_empty() {
+            return Ok(());
+        }
+        match self.shared.store.append(appends).await {
+            Ok(answer) => self.appends.push_back(Box::pin(async move {
+                match answer.await {
+                    Ok(results) => handles.into_iter().zip(results).collect(),
+                    Err(_) => handles
+                        .into_iter()
+                        .map(|handle| (handle, Err(StorageError::Closed)))
+                        .collect(),
+                }
+            })),
+            Err(error) => {
+                let failed = handles
+                    .into_iter()
+                    .map(|handle| (handle, Err(error.clone())));
+                let failed = failed.collect();
+                self.appends.push_back(Box::pin(async move { failed }));
+            }
+        }
+        Ok(())
+    }
+
+    /// Acknowledges what is appended, with whatever else is ready.
+    async fn on_appended(&mut self, first: Outcome) -> Result<(), Status> {
+        let mut acks = Vec::new();
+        let mut next = Some(first);
+        while let Some(outcome) = next {
+            for (handle, result) in outcome {
+                let Some(following) = self.following.get_mut(&handle) else {
+                    continue;
+                };
+                following.appending -= 1;
+                match result {
+                    Ok(appended) => {
+                        following.retry = MIN_RETRY;
+                        following.show_committed();
+                        acks.push(ReplicaAck {
+                            handle,
+                            durable_end_offset: appended.end_offset,
+                        });
+                    }
+                    Err(error) => following.on_failure(&error),
+                }
+            }
+            next = futures::FutureExt::now_or_never(self.appends.next()).flatten();
+        }
+        if acks.is_empty() {
+            return Ok(());
+        }
+        self.send(ReplicateRequest {
+            acks,
+            ..ReplicateRequest::default()
+        })
+        .await
+    }
+
+    async fn send(&mut self, request: ReplicateRequest) -> Result<(), Status> {
+        self.sent = Instant::now();
+        match tokio::time::timeout(SILENCE, self.outgoing.send(request)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Status::unavailable("the connection was closed")),
+            Err(_) => Err(Status::unavailable("the broker does not read")),
+        }
+    }
+}
+
+impl Following {
+    /// What is to be appended of the leader's news.
+    async fn on_data(&mut self, data: ReplicaData, store: &Store) -> Option<PartitionAppend> {
+        let epoch = self.follower.epoch;
+        if let Some(refusal) = data.refusal {
+            self.on_refusal(refusal, data.log_start_offset, store).await;
+            return None;
+        }
+        self.high_watermark = self.high_watermark.max(data.high_watermark);
+        self.show_committed();
+        if data.batches.is_empty() {
+            return None;
+        }
+        match self.append(epoch, data.batches) {
+            Ok(append) => append,
+            Err(error) => {
+                self.on_failure(&error);
+                None
+            }
+        }
+    }
+
+    fn append(
+        &mut self,
+        epoch: i32,
+        batches: Vec<Bytes>,
+    ) -> Result<Option<PartitionAppend>, StorageError> {
+        let log = self.replica.log().clone();
+        let append = PartitionAppend::replicated(log, epoch, batches)?;
+        let Some((first, end)) = append.span() else {
+            return Ok(None);
+        };
+        if first != self.next {
+            return Err(StorageError::NotContiguous {
+                found: first,
+                expected: self.next,
+            });
+        }
+        self.next = end;
+        Ok(Some(append))
+    }
+
+    fn show_committed(&self) {
+        let epoch = self.follower.epoch;
+        self.replica
+            .on_leaders_high_watermark(epoch, self.high_watermark);
+    }
+
+    async fn on_refusal(&mut self, refusal: Refusal, log_start: i64, store: &Store) {
+        let log = self.replica.log().clone();
+        let epoch = self.follower.epoch;
+        let done = match refusal {
+            Refusal::NotLeading(_) => return self.again(),
+            Refusal::OutOfRange(_) => {
+                info!(topic = %log.topic, partition = log.index, log_start, "the leader no longer has what comes next: this replica begins anew");
+                store.begin_at(&log, epoch, log_start).await
+            }
+            Refusal::Diverging(diverging) => {
+                let end = EpochEnd {
+                    epoch: (diverging.epoch >= 0).then_some(diverging.epoch),
+                    end_offset: diverging.end_offset,
+                };
+                match self.replica.cut(epoch, end) {
+                    Ok(None) => Ok(()),
+                    Ok(Some(Cut(offset))) => {
+                        let log_end = log.log_end();
+                        info!(topic = %log.topic, partition = log.index, epoch, offset, log_end, "cut off what the leader does not have");
+                        store.truncate(&log, epoch, offset).await.map(|_| ())
+                    }
+                    Err(diverged) => {
+                        error!(topic = %log.topic, partition = log.index, epoch, %diverged, "a replica stopped");
+                        self.state = State::Stopped;
+                        return;
+                    }
+                }
+            }
+        };
+        match done {
+            Ok(()) => self.state = State::Again(Instant::now()),
+            Err(error) => self.on_failure(&error),
+        }
+    }
+
+    fn on_failure(&mut self, error: &StorageError) {
+        let log = self.replica.log();
+        if matches!(self.state, State::Following) {
+            warn!(topic = %log.topic, partition = log.index, %error, "can't append what the leader sent; asking again");
+        }
+        self.retry = MAX_RETRY;
+        self.again();
+    }
+
+    fn again(&mut self) {
+        self.state = State::Again(Instant::now() + self.retry);
+        self.retry = (self.retry * 2).min(MAX_RETRY);
+    }
+}
+
+fn silent() -> Status {
+    Status::deadline_exceeded(format!("nothing was heard of it for {SILENCE:?}"))
+}
