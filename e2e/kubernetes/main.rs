@@ -8,6 +8,7 @@
 
 mod chart;
 mod clusters;
+mod failures;
 mod installed;
 mod journey;
 mod kubectl;
@@ -82,6 +83,10 @@ const INSTALLATIONS: &[(&str, Installation)] = &[
     (
         "outage::producers_and_consumers_go_on_without_the_api_server",
         outage::producers_and_consumers_go_on_without_the_api_server,
+    ),
+    (
+        "failures::nothing_acknowledged_is_lost",
+        failures::nothing_acknowledged_is_lost,
     ),
 ];
 

@@ -31,6 +31,7 @@ pub(crate) fn producers_and_consumers_go_on_without_the_api_server(kubernetes: &
     installed.apply(&namespace, CLUSTER);
     installed.wait(60, &namespace, "cluster/main", "Ready", is_ready);
     installed.wait(30, &namespace, "topic/steady", "Ready", is_ready);
+    wait_for_preferred_leaders(&installed, &namespace);
     let before = epochs(&installed, &namespace);
     assert_eq!(before.len(), 6 + 3 + 1);
 
@@ -80,6 +81,26 @@ pub(crate) fn producers_and_consumers_go_on_without_the_api_server(kubernetes: &
     installed.kubectl(&["delete", "-n", &namespace, "topic/steady", "cluster/main"]);
     installed.kubectl(&["delete", "namespace", &namespace]);
     installed.uninstall();
+}
+
+/// Those that were elected before all brokers were up move to the preferred leaders once these have settled.
+fn wait_for_preferred_leaders(installed: &Installed<'_>, namespace: &str) {
+    let is_preferred = |lease: &Value| {
+        let document = lease["metadata"]["annotations"]["millrace.dev/partition"].as_str();
+        document.is_none_or(|document| {
+            let partition: Value = serde_json::from_str(document).unwrap();
+            partition["leader"]["id"] == partition["replicas"][0]
+        })
+    };
+    let arguments = ["get", "leases", "-n", namespace, "-o", "json"];
+    for _ in 0..60 {
+        let leases: Value = serde_json::from_str(&installed.kubectl(&arguments)).unwrap();
+        if leases["items"].as_array().unwrap().iter().all(is_preferred) {
+            return;
+        }
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    panic!("partitions are not led by their preferred leaders");
 }
 
 /// The epochs of all Leases: of partitions, sessions and the controller.
