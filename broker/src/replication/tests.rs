@@ -310,3 +310,76 @@ fn a_volume_that_lost_its_data_takes_its_place_again_with_all_of_it() {
     };
     assert_eq!(next.assignment.isr, [replica(0), emptied]);
 }
+
+/// Each rule holds where it is kept, and does not where it is broken: so the switches do what they say.
+#[test]
+fn a_rule_that_is_broken_on_purpose_does_not_hold() {
+    use mutation::Mutation::{self, *};
+    let now = Instant::now();
+    let gone = |id| Peer {
+        heard: Some(now),
+        gone: id == 2,
+    };
+    let other_store = Replica {
+        id: 1,
+        store: Uuid::nil(),
+    };
+    type Case<'a> = (Mutation, Box<dyn Fn() -> bool + 'a>);
+    let cases: [Case<'_>; 5] = [
+        (
+            RollBackUnknown,
+            Box::new(|| {
+                let mut leader = leader(&[0, 1, 2], 1, now);
+                let step = leader.isr_step(now, gone);
+                leader.on_isr_answer(None, now);
+                step.is_some() && leader.pending_write().is_some()
+            }),
+        ),
+        (
+            IgnoreStoreIds,
+            Box::new(|| {
+                let mut leader = leader(&[0, 1], 1, now);
+                leader.on_acknowledged(other_store, 100, now);
+                leader.high_watermark() == 90
+            }),
+        ),
+        (
+            ShrinkBeforeWritten,
+            Box::new(|| {
+                let mut leader = leader(&[0, 1, 2], 1, now);
+                leader.on_acknowledged(replica(1), 100, now);
+                leader.isr_step(now, gone);
+                leader.high_watermark() == 90
+            }),
+        ),
+        (
+            CountUnchecked,
+            Box::new(|| {
+                let mut leader = leader(&[0, 1], 1, now);
+                let log = Log::new(&[(4, 0)], 0, 100);
+                let position = Position {
+                    log_end: 100,
+                    last_epoch: Some(3),
+                    durable_end: 100,
+                };
+                leader.on_position(replica(1), &position, &log, now);
+                leader.high_watermark() == 90
+            }),
+        ),
+        (
+            CountUnsynced,
+            Box::new(|| {
+                let mut leader = leader(&[0], 1, now);
+                leader.on_appended(120);
+                leader.on_durable(100);
+                leader.high_watermark() == 100
+            }),
+        ),
+    ];
+    for (rule, holds) in cases {
+        assert!(holds(), "{rule:?}");
+        mutation::set(Some(rule));
+        assert!(!holds(), "{rule:?} is not broken");
+        mutation::set(None);
+    }
+}
