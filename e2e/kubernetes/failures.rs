@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use comfy_table::{Table, presets};
 use millrace_e2e::repository;
-use serde_json::Value;
 
 use crate::installed::{Installed, condition, is_ready};
 use crate::kubernetes::{Kubernetes, launcher, launcher_path};
@@ -164,6 +163,10 @@ impl Failures<'_> {
             pod(i32::try_from(state["leader"].as_i64().unwrap()).unwrap())
         };
         let kill = |pod: &str| self.installed.kubernetes.kill_process("MILLRACE_POD", pod);
+        let delete = |pod: &str| {
+            let pod = format!("pod/{pod}");
+            self.installed.delete_pod(90, namespace, &pod);
+        };
         let sleep = std::thread::sleep;
 
         sleep(Duration::from_secs(2));
@@ -176,7 +179,7 @@ impl Failures<'_> {
         launcher(["apiserver", "start"]).success();
         sleep(Duration::from_secs(2));
         after("the API server away for 12 s");
-        self.delete_pod(&leader(1));
+        delete(&leader(1));
         after("a leader's pod deleted");
         launcher(["node", "pause", &node]).success();
         sleep(LONG);
@@ -205,7 +208,7 @@ impl Failures<'_> {
         let claim = format!("pvc/data-{}", pod(broken));
         self.installed
             .kubectl(&["delete", "-n", namespace, &claim, "--wait=false"]);
-        self.delete_pod(&pod(broken));
+        delete(&pod(broken));
         after("a broker's pod deleted together with its volume");
         kill(&pod(0));
         kill(&pod(1));
@@ -220,26 +223,6 @@ impl Failures<'_> {
             .get(&self.namespace, &format!("pod/{pod}"))
             .unwrap();
         pod["spec"]["nodeName"].as_str().unwrap().to_owned()
-    }
-
-    /// Deletes a pod, and waits until its successor is ready.
-    fn delete_pod(&self, pod: &str) {
-        let object = format!("pod/{pod}");
-        let uid = |pod: Option<&Value>| pod.map(|pod| pod["metadata"]["uid"].clone());
-        let before = uid(self.installed.get(&self.namespace, &object).as_ref());
-        self.installed
-            .kubectl(&["delete", "-n", &self.namespace, &object, "--wait=false"]);
-        self.installed.wait(
-            90,
-            &self.namespace,
-            &object,
-            "made again and ready",
-            |pod| {
-                pod.is_some()
-                    && uid(pod) != before
-                    && condition(pod, "Ready").is_some_and(|(status, _, _)| status == "True")
-            },
-        );
     }
 }
 

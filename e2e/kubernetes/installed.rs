@@ -133,6 +133,19 @@ impl<'a> Installed<'a> {
         }
     }
 
+    /// Deletes a pod, and waits until its successor is ready.
+    #[track_caller]
+    pub(crate) fn delete_pod(&self, seconds: u64, namespace: &str, pod: &str) {
+        let uid = |pod: Option<&Value>| pod.map(|pod| pod["metadata"]["uid"].clone());
+        let before = uid(self.get(namespace, pod).as_ref());
+        self.kubectl(&["delete", "-n", namespace, pod, "--wait=false"]);
+        self.wait(seconds, namespace, pod, "made again and ready", |pod| {
+            pod.is_some()
+                && uid(pod) != before
+                && condition(pod, "Ready").is_some_and(|(status, _, _)| status == "True")
+        });
+    }
+
     /// Uninstalls, and checks that nothing is left but what the chart says it keeps.
     pub(crate) fn uninstall(mut self) -> Duration {
         let begun = Instant::now();

@@ -253,13 +253,8 @@ impl Journey<'_> {
         };
         let other = (0..3).find(|id| *id != controller && led(*id)).unwrap();
         let pod = format!("pod/main-broker-{other}");
-        let uid = self.get(&pod)["metadata"]["uid"].clone();
         let begun = Instant::now();
-        self.kubectl(&["delete", &pod, "--wait=false"]);
-        self.wait(60, &pod, "made again and ready", |pod| {
-            pod.is_some_and(|pod| pod["metadata"]["uid"] != uid)
-                && condition(pod, "Ready").is_some_and(|(status, _, _)| status == "True")
-        });
+        self.installed.delete_pod(60, &self.namespace, &pod);
         self.wait(30, "topic/orders", "Ready", |topic| {
             is_ready(topic) && topic.is_some_and(|t| t["status"]["partitionsOffline"] == 0)
         });

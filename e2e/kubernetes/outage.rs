@@ -92,10 +92,8 @@ fn wait_for_preferred_leaders(installed: &Installed<'_>, namespace: &str) {
             partition["leader"]["id"] == partition["replicas"][0]
         })
     };
-    let arguments = ["get", "leases", "-n", namespace, "-o", "json"];
     for _ in 0..60 {
-        let leases: Value = serde_json::from_str(&installed.kubectl(&arguments)).unwrap();
-        if leases["items"].as_array().unwrap().iter().all(is_preferred) {
+        if leases(installed, namespace).iter().all(is_preferred) {
             return;
         }
         std::thread::sleep(Duration::from_secs(1));
@@ -105,13 +103,17 @@ fn wait_for_preferred_leaders(installed: &Installed<'_>, namespace: &str) {
 
 /// The epochs of all Leases: of partitions, sessions and the controller.
 fn epochs(installed: &Installed<'_>, namespace: &str) -> Vec<(String, i64)> {
-    let arguments = ["get", "leases", "-n", namespace, "-o", "json"];
-    let leases: Value = serde_json::from_str(&installed.kubectl(&arguments)).unwrap();
-    let leases = leases["items"].as_array().unwrap().iter();
-    leases
+    leases(installed, namespace)
+        .iter()
         .map(|lease| {
             let name = lease["metadata"]["name"].as_str().unwrap().to_owned();
             (name, lease["spec"]["leaseTransitions"].as_i64().unwrap())
         })
         .collect()
+}
+
+fn leases(installed: &Installed<'_>, namespace: &str) -> Vec<Value> {
+    let arguments = ["get", "leases", "-n", namespace, "-o", "json"];
+    let leases: Value = serde_json::from_str(&installed.kubectl(&arguments)).unwrap();
+    leases["items"].as_array().unwrap().clone()
 }

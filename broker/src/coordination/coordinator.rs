@@ -346,39 +346,39 @@ impl Coordinator {
     }
 
     fn on_sessions(&mut self) {
-        let up: BTreeMap<i32, SeenSession> = {
-            let view = self.context.topics.view.lock();
-            let sessions = view.sessions().iter();
-            let up = sessions.filter(|(_, seen)| seen.held.holder.is_some());
-            up.map(|(id, seen)| (*id, seen.clone())).collect()
-        };
+        let up = self.held_sessions();
         let address = |seen: &SeenSession| seen.session.address.clone();
-        let brokers = up.iter().map(|(id, seen)| (*id, address(seen)));
+        let brokers = up
+            .iter()
+            .map(|seen| (seen.session.broker_id, address(seen)));
         self.context.directory.set_brokers(brokers.collect());
-        let peers = up.iter().map(|(id, seen)| {
+        let peers = up.iter().map(|seen| {
             let peer = PeerAddress {
                 epoch: seen.held.epoch,
                 address: address(seen),
             };
-            (*id, peer)
+            (seen.session.broker_id, peer)
         });
         self.context.fetching.set_peers(&peers.collect());
         self.look_who_is_alive();
     }
 
+    /// The sessions of the brokers that have not given theirs up.
+    fn held_sessions(&self) -> Vec<SeenSession> {
+        let view = self.context.topics.view.lock();
+        let sessions = view.sessions().values();
+        let held = sessions.filter(|seen| seen.held.holder.is_some());
+        held.cloned().collect()
+    }
+
     fn look_who_is_alive(&mut self) {
         let cluster = &self.context.claimant.cluster;
         let now = Instant::now();
-        let held: Vec<(String, SeenSession)> = {
-            let view = self.context.topics.view.lock();
-            let sessions = view.sessions().values();
-            let held = sessions.filter(|seen| seen.held.holder.is_some());
-            held.map(|seen| {
-                let name = BrokerSession::lease_name(cluster, seen.session.broker_id);
-                (name, seen.clone())
-            })
-            .collect()
+        let named = |seen: SeenSession| {
+            let name = BrokerSession::lease_name(cluster, seen.session.broker_id);
+            (name, seen)
         };
+        let held: Vec<_> = self.held_sessions().into_iter().map(named).collect();
         let names = held.iter().map(|(name, _)| name.as_str());
         let expired = self.liveness.expired(names, now);
         let live: Vec<&SeenSession> = held

@@ -242,10 +242,7 @@ impl Member {
     /// those take it out of the ISR, so that no one waits for it. Until then it serves. Returns when that is done, or has taken too long.
     pub async fn drain(&self) {
         let context = &self.context;
-        let own = Replica {
-            id: context.me.id,
-            store: context.me.store,
-        };
+        let own = context.me.replica();
         let stays = |replica: &Replica| *replica != own && !context.peers.get(replica.id).gone;
         let leads = |lease: &PartitionLease| {
             let leader = lease.assignment.leader;

@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use millrace_crds::coordination::{PartitionLease, Replica, TopicRecord, TopicState};
+use millrace_crds::coordination::{PartitionLease, TopicRecord, TopicState};
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
@@ -53,10 +53,7 @@ pub(super) enum Wish {
 /// What the Lease of a partition asks of this process; `None` if it is nothing to it.
 pub(super) fn wish(me: Me, lease: &PartitionLease) -> Option<Wish> {
     let assignment = &lease.assignment;
-    let own = Replica {
-        id: me.id,
-        store: me.store,
-    };
+    let own = me.replica();
     let is_replica = assignment.replicas.contains(&me.id) || assignment.isr.contains(&own);
     match assignment.leader {
         Some(leader) if leader.id != me.id => is_replica.then_some(Wish::Follow(Follower {
@@ -248,7 +245,7 @@ fn describe(lease: &PartitionLease, replica: Option<Arc<HostedReplica>>) -> Part
 
 #[cfg(test)]
 mod tests {
-    use millrace_crds::coordination::{Held, Leader, PartitionAssignment};
+    use millrace_crds::coordination::{Held, Leader, PartitionAssignment, Replica};
 
     use super::*;
 

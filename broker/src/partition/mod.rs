@@ -218,6 +218,12 @@ impl HostedReplica {
         Some(result)
     }
 
+    /// The same, if it leads in that epoch.
+    fn change_leader_of<T>(&self, epoch: i32, change: impl FnOnce(&mut Leader) -> T) -> Option<T> {
+        self.change_leader(|leader| (leader.epoch() == epoch).then(|| change(leader)))
+            .flatten()
+    }
+
     /// A follower says where its log ends; from now on its session is told of what is appended.
     pub fn on_position(
         &self,
@@ -227,15 +233,12 @@ impl HostedReplica {
         now: Instant,
         (handle, session): (u32, &Arc<SessionSignal>),
     ) -> Result<PositionCheck, NotLeading> {
-        let checked = self.change_leader(|leader| {
-            let leads = leader.epoch() == epoch;
-            leads
-                .then(|| leader.on_position(from, position, &*self.log, now))
-                .ok_or(NotLeading {
-                    epoch: Some(leader.epoch()),
-                })
+        let checked = self.change_leader_of(epoch, |leader| {
+            leader.on_position(from, position, &*self.log, now)
         });
-        let check = checked.unwrap_or(Err(NotLeading { epoch: None }))?;
+        let check = checked.ok_or_else(|| NotLeading {
+            epoch: self.log.leader_epoch(),
+        })?;
         if check == PositionCheck::Prefix {
             let mut state = self.state.lock();
             state.taps.retain(|tap| tap.follower != from.id);
@@ -252,10 +255,8 @@ impl HostedReplica {
 
     /// A follower that was found to have a prefix has that much durably.
     pub fn on_acknowledged(&self, from: Replica, epoch: i32, durable_end: i64, now: Instant) {
-        self.change_leader(|leader| {
-            if leader.epoch() == epoch {
-                leader.on_acknowledged(from, durable_end, now);
-            }
+        self.change_leader_of(epoch, |leader| {
+            leader.on_acknowledged(from, durable_end, now)
         });
     }
 
@@ -316,20 +317,12 @@ impl HostedReplica {
 
     /// What a write or read of the Lease brought, if that is known.
     pub fn on_isr_answer(&self, epoch: i32, state: Option<&PartitionLease>, now: Instant) {
-        self.change_leader(|leader| {
-            if leader.epoch() == epoch {
-                leader.on_isr_answer(state, now);
-            }
-        });
+        self.change_leader_of(epoch, |leader| leader.on_isr_answer(state, now));
     }
 
     /// The API server refused to write the Lease.
     pub fn on_isr_refused(&self, epoch: i32, now: Instant) {
-        self.change_leader(|leader| {
-            if leader.epoch() == epoch {
-                leader.on_isr_refused(now);
-            }
-        });
+        self.change_leader_of(epoch, |leader| leader.on_isr_refused(now));
     }
 
     /// How many replicas are in the ISR and how many there are to be, if this broker leads.

@@ -113,10 +113,7 @@ impl Leader {
         high_watermark: i64,
         now: Instant,
     ) -> Self {
-        let me = Replica {
-            id: me.id,
-            store: me.store,
-        };
+        let me = me.replica();
         let log_end = log.log_end();
         // None has been heard of in this epoch: those in sync get the whole lag time from now on.
         let grace = |replica: &Replica| {

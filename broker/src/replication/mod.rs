@@ -34,6 +34,7 @@ mod tests;
 pub use follower::{Cut, Diverged, Follower};
 pub use leader::{IsrStep, Leader, Peer, Timing};
 
+use millrace_crds::coordination::Replica;
 use uuid::Uuid;
 
 use crate::storage::{EpochEnd, PartitionLog};
@@ -47,6 +48,16 @@ pub struct Me {
     pub epoch: i32,
     /// What is on its volume.
     pub store: Uuid,
+}
+
+impl Me {
+    /// As it stands in the ISR.
+    pub fn replica(&self) -> Replica {
+        Replica {
+            id: self.id,
+            store: self.store,
+        }
+    }
 }
 
 /// What the protocol has to know of a log.

@@ -312,18 +312,19 @@ impl Consumer {
     ) -> Result<(Option<i64>, Option<i64>), ApiError> {
         let led = self.broker.partition(&query.topic, query.partition)?;
         let log = &led.log;
-        let latest = led
-            .latest()
-            .ok_or_else(|| ApiError::offset_not_available(&query.topic, query.partition));
+        let latest = || {
+            let unknown = || ApiError::offset_not_available(&query.topic, query.partition);
+            led.latest().ok_or_else(unknown)
+        };
         match query.spec {
             None => Err(ApiError::invalid(
                 "spec",
                 "ask for earliest, latest or timestamp_ms",
             )),
             Some(Spec::Earliest(_)) => Ok((Some(log.log_start()), None)),
-            Some(Spec::Latest(_)) => Ok((Some(latest?), None)),
+            Some(Spec::Latest(_)) => Ok((Some(latest()?), None)),
             Some(Spec::TimestampMs(timestamp_ms)) => {
-                latest?;
+                latest()?;
                 let _turn = self
                     .broker
                     .disk_reads

@@ -68,6 +68,7 @@ impl Producer {
         let acks = Acks::try_from(request.acks).map_err(|_| {
             ApiError::invalid("acks", format!("{} is not a value of Acks", request.acks))
         })?;
+        let all = matches!(acks, Acks::All | Acks::Unspecified);
         let timeout = match request.timeout_ms {
             0 => DEFAULT_TIMEOUT,
             millis => Duration::from_millis(millis.into()),
@@ -85,7 +86,7 @@ impl Producer {
             records,
         } in request.partitions
         {
-            let prepared = self.prepare(&topic, partition, acks, batches, records);
+            let prepared = self.prepare(&topic, partition, all, batches, records);
             let led = prepared.map(|(led, append)| {
                 self.broker.metrics.produced(append.size());
                 appends.push(append);
@@ -118,7 +119,7 @@ impl Producer {
             begun,
             timeout,
             entries,
-            all: matches!(acks, Acks::All | Acks::Unspecified),
+            all,
             answer,
         })
     }
@@ -127,12 +128,12 @@ impl Producer {
         &self,
         topic: &str,
         partition: i32,
-        acks: Acks,
+        all: bool,
         mut batches: Vec<Bytes>,
         records: Vec<v1::Record>,
     ) -> Result<(Led, PartitionAppend), ApiError> {
         let led = self.broker.partition(topic, partition)?;
-        if let (Acks::All | Acks::Unspecified, Some(replica)) = (acks, &led.replica) {
+        if let (true, Some(replica)) = (all, &led.replica) {
             let too_few = |error| ApiError::not_enough_replicas(topic, partition, error);
             replica.check_in_sync().map_err(too_few)?;
         }
@@ -204,7 +205,7 @@ impl Accepted {
     async fn finish(self, broker: &Broker) -> Vec<Outcome> {
         let deadline = self.begun + self.timeout;
         let timeout = self.timeout;
-        let appended = match self.answer {
+        let mut appended = match self.answer {
             None => Answer::NotAwaited,
             Some(answer) => match tokio::time::timeout_at(deadline, answer).await {
                 Ok(Ok(results)) => Answer::Results(results.into_iter()),
@@ -212,7 +213,6 @@ impl Accepted {
                 Err(_) => Answer::TimedOut,
             },
         };
-        let mut appended = appended;
         let mut outcomes = Vec::with_capacity(self.entries.len());
         for Entry {
             topic,

@@ -226,16 +226,6 @@ impl Session {
 
     fn on_position(&mut self, asked: ReplicaPosition, now: Instant) {
         let handle = asked.handle;
-        let refuse = |refusal, log_start| ReplicaData {
-            handle,
-            log_start_offset: log_start,
-            refusal: Some(refusal),
-            ..ReplicaData::default()
-        };
-        let not_leading = |epoch: Option<i32>| {
-            let leader_epoch = epoch.unwrap_or(-1);
-            refuse(Refusal::NotLeading(NotLeading { leader_epoch }), 0)
-        };
         let topic_id = Uuid::parse_str(&asked.topic_id).unwrap_or_default();
         let key = (topic_id, asked.partition);
         if let Some(old) = self.handles.insert(key, handle) {
@@ -243,7 +233,7 @@ impl Session {
         }
         let Some(replica) = self.broker.hosting.get(key) else {
             self.handles.remove(&key);
-            self.notes.push(not_leading(None));
+            self.notes.push(not_leading(handle, None));
             return;
         };
         let position = Position {
@@ -273,12 +263,12 @@ impl Session {
                     epoch: end.epoch.unwrap_or(-1),
                     end_offset: end.end_offset,
                 };
-                refuse(Refusal::Diverging(diverging), log.log_start())
+                refusal(handle, Refusal::Diverging(diverging), log.log_start())
             }
             Ok(PositionCheck::OutOfRange) => {
-                refuse(Refusal::OutOfRange(OutOfRange {}), log.log_start())
+                refusal(handle, Refusal::OutOfRange(OutOfRange {}), log.log_start())
             }
-            Err(other) => not_leading(other.epoch),
+            Err(other) => not_leading(handle, other.epoch),
         };
         self.notes.push(note);
     }
@@ -319,12 +309,7 @@ impl Session {
             sending.queued = false;
             let log = sending.replica.log();
             if log.leader_epoch() != Some(sending.epoch) {
-                let leader_epoch = log.leader_epoch().unwrap_or(-1);
-                partitions.push(ReplicaData {
-                    handle,
-                    refusal: Some(Refusal::NotLeading(NotLeading { leader_epoch })),
-                    ..ReplicaData::default()
-                });
+                partitions.push(not_leading(handle, log.leader_epoch()));
                 self.forget(handle);
                 continue;
             }
@@ -358,7 +343,7 @@ impl Session {
                     sending.queued = true;
                     self.behind.push_back(handle);
                 }
-                Err(error) => self.on_failed_read(handle, &error, &mut partitions),
+                Err(error) => partitions.extend(self.give_up(handle, &error)),
             }
         }
         ReplicateResponse { partitions }
@@ -396,19 +381,17 @@ impl Session {
                 self.ready.push_back(handle);
             }
             Err(error) => {
-                let mut notes = std::mem::take(&mut self.notes);
-                self.on_failed_read(handle, &error, &mut notes);
-                self.notes = notes;
+                let note = self.give_up(handle, &error);
+                self.notes.extend(note);
             }
         }
     }
 
-    fn on_failed_read(&mut self, handle: u32, error: &StorageError, notes: &mut Vec<ReplicaData>) {
-        let Some(sending) = self.partitions.get(&handle) else {
-            return;
-        };
-        let log = sending.replica.log();
-        let refusal = match error {
+    /// A partition can't be read on: what its follower is told.
+    fn give_up(&mut self, handle: u32, error: &StorageError) -> Option<ReplicaData> {
+        let log = self.partitions.get(&handle)?.replica.log().clone();
+        self.forget(handle);
+        let told = match error {
             // Retention overtook it.
             StorageError::OffsetOutOfRange { .. } => Refusal::OutOfRange(OutOfRange {}),
             _ => {
@@ -416,14 +399,22 @@ impl Session {
                 Refusal::NotLeading(NotLeading { leader_epoch: -1 })
             }
         };
-        notes.push(ReplicaData {
-            handle,
-            log_start_offset: log.log_start(),
-            refusal: Some(refusal),
-            ..ReplicaData::default()
-        });
-        self.forget(handle);
+        Some(refusal(handle, told, log.log_start()))
     }
+}
+
+fn refusal(handle: u32, refusal: Refusal, log_start: i64) -> ReplicaData {
+    ReplicaData {
+        handle,
+        log_start_offset: log_start,
+        refusal: Some(refusal),
+        ..ReplicaData::default()
+    }
+}
+
+fn not_leading(handle: u32, leader_epoch: Option<i32>) -> ReplicaData {
+    let leader_epoch = leader_epoch.unwrap_or(-1);
+    refusal(handle, Refusal::NotLeading(NotLeading { leader_epoch }), 0)
 }
 
 impl Sending {

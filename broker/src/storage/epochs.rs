@@ -67,7 +67,7 @@ impl EpochCache {
         old
     }
 
-    /// Value of `meta`'s epoch entries: for each epoch i32, start offset i64; big-endian. Since format 2.
+    /// Value of `meta`'s epoch entries: for each epoch i32, start offset i64; big-endian. Since format 3.
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut value = Vec::with_capacity(self.entries.len() * 12);
         for (epoch, start) in &self.entries {

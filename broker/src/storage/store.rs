@@ -180,16 +180,14 @@ impl Store {
     /// Waits until everything that the writer was given before is finished and answered: the logs that have resigned before stand
     /// still then.
     pub async fn settled(&self) -> Result<(), StorageError> {
-        let (reply, answer) = oneshot::channel();
-        let nothing = Append {
-            partitions: Vec::new(),
-            reply,
-            room: None,
+        let nothing = |reply| {
+            Command::Append(Append {
+                partitions: Vec::new(),
+                reply,
+                room: None,
+            })
         };
-        self.writer
-            .send(Command::Append(nothing))
-            .map_err(|_| StorageError::Closed)?;
-        answer.await.map_err(|_| StorageError::Closed)?;
+        self.ask(nothing).await?;
         Ok(())
     }
 
@@ -233,17 +231,14 @@ impl Store {
         epoch: i32,
         offset: i64,
     ) -> Result<i64, StorageError> {
-        let (reply, answer) = oneshot::channel();
-        let command = Command::Truncate {
-            log: log.clone(),
+        let log = log.clone();
+        self.ask(|reply| Command::Truncate {
+            log,
             epoch,
             offset,
             reply,
-        };
-        self.writer
-            .send(command)
-            .map_err(|_| StorageError::Closed)?;
-        answer.await.map_err(|_| StorageError::Closed)?
+        })
+        .await?
     }
 
     /// Drops all that the log has and begins it anew at `offset`, if the partition is followed in that epoch: what lies between, the leader
@@ -254,26 +249,31 @@ impl Store {
         epoch: i32,
         offset: i64,
     ) -> Result<(), StorageError> {
-        let (reply, answer) = oneshot::channel();
-        let command = Command::BeginAt {
-            log: log.clone(),
+        let log = log.clone();
+        self.ask(|reply| Command::BeginAt {
+            log,
             epoch,
             offset,
             reply,
-        };
-        self.writer
-            .send(command)
-            .map_err(|_| StorageError::Closed)?;
-        answer.await.map_err(|_| StorageError::Closed)?
+        })
+        .await?
     }
 
     /// Ends the active generation, so that retention can act on it.
     pub async fn seal(&self) -> Result<(), StorageError> {
+        self.ask(|reply| Command::Seal { reply }).await?
+    }
+
+    /// Puts a command into the writer's queue, and waits for its answer.
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, StorageError> {
         let (reply, answer) = oneshot::channel();
         self.writer
-            .send(Command::Seal { reply })
+            .send(command(reply))
             .map_err(|_| StorageError::Closed)?;
-        answer.await.map_err(|_| StorageError::Closed)?
+        answer.await.map_err(|_| StorageError::Closed)
     }
 
     /// Applies every partition's retention and gives the space back. Blocks.

@@ -479,8 +479,7 @@ impl Writer {
                 offset,
                 reply,
             } => {
-                let allowed = log.check_followed_in(epoch);
-                let _ = reply.send(allowed.and_then(|()| self.truncate(&log, offset)));
+                let _ = reply.send(self.truncate(&log, epoch, offset));
             }
             Command::BeginAt {
                 log,
@@ -488,8 +487,7 @@ impl Writer {
                 offset,
                 reply,
             } => {
-                let allowed = log.check_followed_in(epoch);
-                let _ = reply.send(allowed.and_then(|()| self.begin_at(&log, offset)));
+                let _ = reply.send(self.begin_at(&log, epoch, offset));
             }
             Command::Forget { logs, reply } => {
                 let _ = reply.send(self.forget(&logs));
@@ -823,8 +821,13 @@ impl Writer {
 
     /// Removes all batches that reach to or beyond `offset`. Returns the new log end offset. If it fails halfway, doing it again
     /// finishes it.
-    fn truncate(&mut self, log: &Arc<PartitionLog>, offset: i64) -> Result<i64, StorageError> {
-        log.check_held()?;
+    fn truncate(
+        &mut self,
+        log: &Arc<PartitionLog>,
+        epoch: i32,
+        offset: i64,
+    ) -> Result<i64, StorageError> {
+        log.check_followed_in(epoch)?;
         // An append that is completed later would raise the high watermark above the new end.
         if let Some(syncer) = &self.syncer {
             syncer.wait();
@@ -852,8 +855,13 @@ impl Writer {
     }
 
     /// Removes all batches, and begins anew at `offset`. If it fails halfway, doing it again finishes it.
-    fn begin_at(&mut self, log: &Arc<PartitionLog>, offset: i64) -> Result<(), StorageError> {
-        self.truncate(log, log.log_start())?;
+    fn begin_at(
+        &mut self,
+        log: &Arc<PartitionLog>,
+        epoch: i32,
+        offset: i64,
+    ) -> Result<(), StorageError> {
+        self.truncate(log, epoch, log.log_start())?;
         let mut batch = WriteBatch::default();
         batch.put(keys::log_start(log.id), offset.to_be_bytes());
         batch.put(keys::high_watermark(log.id), offset.to_be_bytes());
