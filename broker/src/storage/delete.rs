@@ -30,12 +30,7 @@ use super::{
 const CHUNK: usize = 4096;
 
 impl Store {
-    /// Deletes a partition, for good: see [`Self::delete_partitions`].
-    pub fn delete_partition(&self, topic_id: Uuid, index: i32) -> Result<(), StorageError> {
-        self.delete_partitions(&[(topic_id, index)])
-    }
-
-    /// Deletes partitions, named by topic id and index; those that are not held are passed over. A topic goes with the last of its
+    /// Deletes partitions for good, named by topic id and index; those that are not held are passed over. A topic goes with the last of its
     /// partitions. After a crash all of them are there or none; none once this has returned. Their space comes back with the next
     /// retention passes. Blocks.
     pub fn delete_partitions(&self, partitions: &[(Uuid, i32)]) -> Result<(), StorageError> {

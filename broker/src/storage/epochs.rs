@@ -10,9 +10,9 @@ pub struct EpochCache {
 /// The greatest epoch of a log up to another one, and the offset at which it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EpochEnd {
-    /// `None`: the log has no such epoch.
+    /// `None`: the log has no such epoch, or no longer.
     pub epoch: Option<i32>,
-    /// The offset after its last record.
+    /// The offset after its last record; where the log starts if there is none.
     pub end_offset: i64,
 }
 
@@ -25,6 +25,8 @@ impl EpochCache {
     /// A batch was appended. Epochs never fall.
     pub fn note(&mut self, epoch: i32, base_offset: i64) {
         if self.last().is_none_or(|last| last < epoch) {
+            // Of an epoch that begins here, too, retention has removed everything.
+            self.truncate(base_offset);
             self.entries.push((epoch, base_offset));
         }
     }
@@ -38,14 +40,9 @@ impl EpochCache {
                 epoch: Some(*known),
                 end_offset,
             },
-            // Of what retention has removed: all of it was there, and ended before what is left.
-            None if log_start > 0 => EpochEnd {
-                epoch: Some(epoch),
-                end_offset: log_start,
-            },
             None => EpochEnd {
                 epoch: None,
-                end_offset: 0,
+                end_offset: log_start,
             },
         }
     }
@@ -132,12 +129,21 @@ mod tests {
         assert!(!epochs.advance(0));
         assert!(epochs.advance(12));
         assert_eq!(epochs, cache(&[(2, 12), (5, 20)]));
-        assert_eq!(epochs.end_of(0, 12, 30), end(0, 12));
+        assert_eq!(epochs.end_of(0, 12, 30), end(None, 12));
         assert_eq!(epochs.end_of(2, 12, 30), end(2, 20));
         assert!(epochs.advance(30));
         assert_eq!(epochs, cache(&[(5, 30)]));
         assert!(!epochs.advance(30));
         assert!(!EpochCache::default().advance(7));
+    }
+
+    #[test]
+    fn an_epoch_that_begins_where_retention_emptied_the_log_replaces_the_last_one() {
+        let mut epochs = cache(&[(0, 0), (5, 20)]);
+        epochs.advance(30);
+        epochs.note(6, 30);
+        assert_eq!(epochs, cache(&[(6, 30)]));
+        assert_eq!(EpochCache::decode(&epochs.encode()), Some(epochs));
     }
 
     #[test]

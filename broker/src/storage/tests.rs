@@ -21,6 +21,7 @@ use millrace_record::{
     set_log_append_time, split,
 };
 use tokio::sync::Notify;
+use uuid::Uuid;
 
 use super::*;
 
@@ -78,6 +79,22 @@ async fn append(
     let epoch = log.leader_epoch().ok_or(StorageError::NotLed)?;
     let append = PartitionAppend::new(log.clone(), epoch, batches)?;
     store.append(vec![append]).await?.await.unwrap().remove(0)
+}
+
+/// A partition of a broker of a Cluster.
+fn ensure_partition(
+    store: &Store,
+    topic_id: Uuid,
+    index: i32,
+    config: LogConfig,
+) -> Result<StoredPartition, StorageError> {
+    let topic = store.ensure_partitions(topic_id, "t", &[index], config)?;
+    Ok(topic.partitions[&index].clone())
+}
+
+/// The first partition of a broker that runs alone.
+fn first_partition(store: &Store) -> StoredPartition {
+    store.topic_named("t").unwrap().partitions[&0].clone()
 }
 
 fn logs_of(topic: &StoredTopic) -> Vec<StoredPartition> {
@@ -243,7 +260,7 @@ async fn duplicates_get_their_original_offset_and_gaps_are_refused_across_restar
     }
     for _ in 0..2 {
         let (store, _) = open(dir.path());
-        let log = store.partition_named("t", 0).unwrap();
+        let log = first_partition(&store);
         assert_eq!(
             append(&store, &log, vec![batch(&["a"], 0, producer(1))])
                 .await
@@ -292,7 +309,7 @@ async fn a_forgotten_producer_stays_forgotten_after_a_restart() {
         store.close();
         drop((topic, store));
         let (store, _) = open(dir.path());
-        let log = store.partition_named("t", 0).unwrap();
+        let log = first_partition(&store);
         let next = append(&store, &log, vec![of_producer(1, 1)]).await;
         assert!(
             matches!(
@@ -333,7 +350,7 @@ async fn sequences_that_a_crash_of_the_machine_took_stay_free() {
     store.close();
     drop(store);
     let (store, _) = open(copy.path());
-    let log = store.partition_named("t", 0).unwrap();
+    let log = first_partition(&store);
     let appended = append(&store, &log, vec![of_producer(7, 3)]).await.unwrap();
     assert_eq!((appended.base_offset, log.log_end()), (3, 4));
     store.close();
@@ -359,7 +376,7 @@ async fn truncation_cuts_at_batch_bounds_in_active_and_sealed_generations_and_su
         store.close();
         drop((topic, store));
         let (store, _) = open(dir.path());
-        let log = store.partition_named("t", 0).unwrap();
+        let log = first_partition(&store);
         assert_eq!((log.log_end(), log.size_bytes()), (new_end + 150, size));
         assert_contiguous(&store, &log, 0);
         store.close();

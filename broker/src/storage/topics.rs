@@ -157,19 +157,6 @@ impl Store {
         self.topics.read().named(name).cloned()
     }
 
-    /// A partition by its topic's name and its index, for a broker that runs alone; the number of partitions if only the topic
-    /// exists.
-    pub fn partition_named(
-        &self,
-        name: &str,
-        index: i32,
-    ) -> Result<StoredPartition, Option<usize>> {
-        let topics = self.topics.read();
-        let topic = topics.named(name).ok_or(None)?;
-        let partition = topic.partitions.get(&index);
-        partition.cloned().ok_or(Some(topic.partitions.len()))
-    }
-
     /// For a broker that runs alone: creates the topic, or grows it to `partitions` and changes its configuration. It never loses
     /// partitions. All are led in the store's incarnation. Blocks.
     pub fn ensure_topic(
@@ -196,22 +183,8 @@ impl Store {
         self.ensure(&mut descriptor, wanted)
     }
 
-    /// For a broker of a Cluster: creates a partition unless it is held. It is not led. Blocks.
-    pub fn ensure_partition(
-        &self,
-        topic_id: Uuid,
-        name: &str,
-        index: i32,
-        config: LogConfig,
-    ) -> Result<StoredPartition, StorageError> {
-        let topic = self.ensure_partitions(topic_id, name, &[index], config)?;
-        let partition = topic.partitions.get(&index).cloned();
-        // Only a deletion at the same time can have taken it.
-        partition.ok_or(StorageError::Deleted)
-    }
-
-    /// As [`Self::ensure_partition`] for many partitions of a topic, with one write. Returns all that is held of the topic, which
-    /// has the configuration from then on.
+    /// For a broker of a Cluster: creates those of these partitions that are not held, with one write. They are not led. Returns all that is
+    /// held of the topic, which has the configuration from then on. Blocks.
     pub fn ensure_partitions(
         &self,
         topic_id: Uuid,
@@ -231,23 +204,6 @@ impl Store {
             leader_epoch: None,
         };
         self.ensure(&mut descriptor, wanted)
-    }
-
-    /// Changes the configuration of all partitions of a topic, and of those to come. A topic that is not held is left alone.
-    /// Blocks.
-    pub fn configure_topic(&self, topic_id: Uuid, config: LogConfig) -> Result<(), StorageError> {
-        let mut descriptor = self.descriptor.lock();
-        let Some(topic) = self.topic(topic_id) else {
-            return Ok(());
-        };
-        let wanted = Wanted {
-            topic_id,
-            name: &topic.name,
-            indexes: &[],
-            config,
-            leader_epoch: None,
-        };
-        self.ensure(&mut descriptor, wanted).map(|_| ())
     }
 
     /// Brings a topic to what is wanted. Changes of topics come one after another, since each holds the descriptor's lock;

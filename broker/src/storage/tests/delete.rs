@@ -2,8 +2,6 @@
 
 use std::{sync::mpsc, time::Instant};
 
-use uuid::Uuid;
-
 use super::{
     leadership::{hold_up_writer, queue},
     topics::open_claimed,
@@ -68,7 +66,7 @@ async fn a_crash_leaves_a_deleted_partition_whole_or_gone_and_others_alone() {
         append(&store, deleted, producer).await.unwrap();
         store.seal().await.unwrap();
         assert_eq!(entries(&store, deleted.id), "RIEH");
-        store.delete_partition(ONE, 2).unwrap();
+        store.delete_partitions(&[(ONE, 2)]).unwrap();
         // Sealed generations, and one that is being filled. Two thirds of each will be dead.
         let written = [kept.clone(), deleted.clone(), deleted.clone()];
         fill(&store, &written, 601).await;
@@ -142,7 +140,9 @@ async fn generations_that_deleted_partitions_shared_are_rewritten_once_less_than
     // Three of four parts live, two, one, none.
     for (deleted, most) in [(0, full), (1, full), (2, full * 55 / 100), (3, 10_000)] {
         let log = &logs[deleted];
-        store.delete_partition(log.topic_id, log.index).unwrap();
+        store
+            .delete_partitions(&[(log.topic_id, log.index)])
+            .unwrap();
         until("space is given back", || {
             store.retain().unwrap();
             disk_bytes(dir.path()) <= most
@@ -172,7 +172,7 @@ async fn whoever_holds_on_to_a_deleted_partition_is_told() {
     let spared = queue(&store, other, 1).await;
     let deleting = std::thread::spawn({
         let store = store.clone();
-        move || store.delete_partition(ONE, 4)
+        move || store.delete_partitions(&[(ONE, 4)])
     });
     waiter.notified().await;
     let (held, new) = (log.clone(), queue(&store, log, 1).await);
@@ -201,8 +201,8 @@ async fn whoever_holds_on_to_a_deleted_partition_is_told() {
     assert_eq!((held.leader_epoch(), held.active_run()), (None, None));
     assert_eq!(read_all(&store, other, 0, 1 << 20).len(), 16);
     // Deleted again, it is passed over; created again, it is another.
-    store.delete_partition(ONE, 4).unwrap();
-    let again = store.ensure_partition(ONE, "t", 4, CONFIG).unwrap();
+    store.delete_partitions(&[(ONE, 4)]).unwrap();
+    let again = ensure_partition(&store, ONE, 4, CONFIG).unwrap();
     assert!(again.id > held.id);
     assert_eq!((again.log_end(), again.size_bytes()), (0, 0));
     store.close();
@@ -251,7 +251,7 @@ async fn ten_thousand_partitions_are_deleted_in_one_go_while_others_are_appended
     let end = kept.log_end();
     store.settled().await.unwrap();
     assert!(end > 0, "appends went on");
-    store.delete_partition(TWO, 0).unwrap();
+    store.delete_partitions(&[(TWO, 0)]).unwrap();
     let slowest = slowest.await.unwrap();
     assert!(slowest < Duration::from_secs(1), "{slowest:?}");
     store.close();

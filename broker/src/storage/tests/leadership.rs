@@ -1,7 +1,6 @@
 //! Who may append, and in which epoch.
 
 use tokio::sync::oneshot;
-use uuid::Uuid;
 
 use super::{topics::open_claimed, *};
 use crate::storage::writer::Command;
@@ -51,7 +50,7 @@ async fn a_broker_that_runs_alone_leads_what_it_holds_in_its_incarnation() {
     for incarnation in [1, 2] {
         let (store, _) = open(dir.path());
         if incarnation == 2 {
-            let recovered = store.partition_named("t", 0).unwrap();
+            let recovered = first_partition(&store);
             assert_eq!(recovered.leader_epoch(), Some(2));
         }
         let topic = store.ensure_topic("t", incarnation as usize, CONFIG);
@@ -72,7 +71,7 @@ async fn a_broker_of_a_cluster_leads_nothing_until_it_is_told_to() {
     let dir = tempfile::tempdir().unwrap();
     for (epoch, end) in [(4, 0), (9, 1)] {
         let store = open_claimed(dir.path());
-        let log = store.ensure_partition(TOPIC, "t", 5, CONFIG).unwrap();
+        let log = ensure_partition(&store, TOPIC, 5, CONFIG).unwrap();
         assert_eq!((log.leader_epoch(), log.log_end()), (None, end));
         let refused = queue(&store, &log, 4).await.await.unwrap().remove(0);
         assert!(matches!(refused, Err(StorageError::NotLed)));
@@ -138,5 +137,37 @@ async fn what_is_queued_when_leadership_changes_is_refused_and_the_log_stands_st
     ));
     assert_eq!(new.await.unwrap().remove(0).unwrap().base_offset, 1);
     assert_eq!(epochs(&store, log), [1, 2]);
+    store.close();
+}
+
+#[tokio::test]
+async fn an_epoch_that_begins_in_a_log_emptied_by_retention_survives_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open_claimed(dir.path());
+    // The batches' timestamps are near 1970.
+    let retention = Retention {
+        time: Some(Duration::from_secs(3600)),
+        bytes: None,
+    };
+    let config = LogConfig {
+        retention,
+        ..CONFIG
+    };
+    let log = ensure_partition(&store, TOPIC, 0, config).unwrap();
+    for (epoch, end) in [(5, 1), (6, 2)] {
+        log.lead(epoch).unwrap();
+        let appended = queue(&store, &log, epoch).await.await.unwrap().remove(0);
+        assert_eq!(appended.unwrap().end_offset, end);
+        store.seal().await.unwrap();
+        if epoch == 5 {
+            store.retain().unwrap();
+            assert_eq!((log.log_start(), log.log_end()), (1, 1));
+        }
+    }
+    store.close();
+    drop((log, store));
+    let store = open_claimed(dir.path());
+    let log = store.partition(TOPIC, 0).unwrap();
+    assert_eq!((log.log_end(), log.last_epoch()), (2, Some(6)));
     store.close();
 }

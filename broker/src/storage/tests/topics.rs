@@ -1,7 +1,5 @@
 //! Topics by id and by name, sparse partitions, and whose store it is.
 
-use uuid::Uuid;
-
 use super::*;
 
 const ONE: Uuid = Uuid::from_u128(1);
@@ -27,9 +25,7 @@ async fn sparse_partitions_of_two_topics_of_one_name_are_held_over_a_restart() {
     let mut store = open_claimed(dir.path());
     let held = [(ONE, 7), (TWO, 7), (ONE, 2), (ONE, 1_000_000)];
     for (topic_id, index) in held {
-        let log = store
-            .ensure_partition(topic_id, "t", index, CONFIG)
-            .unwrap();
+        let log = ensure_partition(&store, topic_id, index, CONFIG).unwrap();
         assert_eq!((log.topic_id, log.index), (topic_id, index));
         log.lead(1).unwrap();
         fill(&store, &[log], 10 + index as usize % 10).await;
@@ -51,7 +47,7 @@ async fn sparse_partitions_of_two_topics_of_one_name_are_held_over_a_restart() {
             let log = store.partition(topic_id, index).unwrap();
             assert_eq!(log.log_end(), 3 * (10 + i64::from(index) % 10));
             assert_contiguous(&store, &log, 0);
-            let again = store.ensure_partition(topic_id, "t", index, CONFIG);
+            let again = ensure_partition(&store, topic_id, index, CONFIG);
             assert!(Arc::ptr_eq(&log, &again.unwrap()));
         }
         assert!(store.partition(TWO, 2).is_none());
@@ -73,8 +69,7 @@ async fn a_topics_configuration_reaches_all_its_partitions_and_survives_a_restar
         max_message_bytes: 1000,
         ..CONFIG
     };
-    store.configure_topic(TWO, smaller).unwrap();
-    store.configure_topic(Uuid::from_u128(3), smaller).unwrap();
+    store.ensure_partitions(TWO, "t", &[], smaller).unwrap();
     for reopened in [false, true] {
         if reopened {
             store.close();
@@ -100,7 +95,7 @@ async fn a_store_belongs_to_the_broker_that_claimed_it_first() {
         assert_eq!(store.identity(), claimed.then(|| owner.clone()));
         if !claimed {
             assert!(matches!(
-                store.ensure_partition(ONE, "t", 0, CONFIG),
+                ensure_partition(&store, ONE, 0, CONFIG),
                 Err(StorageError::Unclaimed)
             ));
         }
