@@ -7,10 +7,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::{StreamExt, future::BoxFuture, stream::FuturesOrdered};
+use futures::{
+    FutureExt, StreamExt,
+    future::BoxFuture,
+    stream::{FuturesOrdered, FuturesUnordered},
+};
 use millrace_proto::v1::{
-    ReplicaAck, ReplicaData, ReplicaHello, ReplicaPosition, ReplicateRequest, ReplicateResponse,
-    replica_data::Refusal, replication_service_client::ReplicationServiceClient,
+    Diverging, ReplicaAck, ReplicaData, ReplicaHello, ReplicaPosition, ReplicateRequest,
+    ReplicateResponse, replica_data::Refusal, replication_service_client::ReplicationServiceClient,
 };
 use tokio::{
     sync::mpsc,
@@ -23,7 +27,7 @@ use tracing::{error, info, warn};
 use super::{Leader, Shared};
 use crate::{
     partition::{HEARTBEAT, HostedReplica, PartitionKey, SILENCE},
-    replication::{Cut, Follower},
+    replication::{Cut, Diverged, Follower},
     storage::{Appended, EpochEnd, PartitionAppend, StorageError, Store},
 };
 
@@ -52,13 +56,29 @@ struct Following {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Its position was sent.
+    /// Its position was sent, and nothing has come of it yet.
+    Asked,
+    /// The leader sends what comes next.
     Following,
+    /// It cuts off, or drops, what it has and the leader has not.
+    Cutting,
     /// Its position is to be sent again, from then on, when nothing is being appended.
     Again(Instant),
     /// It can't follow: a person has to see to it.
     Stopped,
 }
+
+/// Why a log was not cut.
+#[derive(Debug, thiserror::Error)]
+enum CutError {
+    #[error(transparent)]
+    Diverged(#[from] Diverged),
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+/// The answer to a cut: the partition's handle and what came of it.
+type CutOutcome = (u32, Result<(), CutError>);
 
 /// The answer to an append: for each partition its handle and what came of it.
 type Outcome = Vec<(u32, Result<Appended, StorageError>)>;
@@ -69,7 +89,11 @@ pub(super) struct Session<'a> {
     following: BTreeMap<u32, Following>,
     handles: HashMap<PartitionKey, u32>,
     last_handle: u32,
+    /// Whose positions are to be sent again, once it is time.
+    waiting: BTreeSet<u32>,
     appends: FuturesOrdered<BoxFuture<'static, Outcome>>,
+    /// Beside all else: each takes a while, and after a crash of the last leader there may be one for each partition.
+    cuts: FuturesUnordered<BoxFuture<'static, CutOutcome>>,
     /// When something was sent last.
     sent: Instant,
 }
@@ -88,7 +112,9 @@ impl<'a> Session<'a> {
             following: BTreeMap::new(),
             handles: HashMap::new(),
             last_handle: 0,
+            waiting: BTreeSet::new(),
             appends: FuturesOrdered::new(),
+            cuts: FuturesUnordered::new(),
             sent: Instant::now(),
         };
         session
@@ -115,6 +141,7 @@ impl<'a> Session<'a> {
         let result = session.serve(leader, all, &mut responses).await;
         // What is on its way into the logs comes before whatever the next session says of them.
         while session.appends.next().await.is_some() {}
+        while session.cuts.next().await.is_some() {}
         result
     }
 
@@ -144,6 +171,12 @@ impl<'a> Session<'a> {
                 }
                 Some(outcome) = self.appends.next(), if !self.appends.is_empty() => {
                     self.on_appended(outcome).await?;
+                }
+                Some((handle, outcome)) = self.cuts.next(), if !self.cuts.is_empty() => {
+                    if let Some(following) = self.following.get_mut(&handle) {
+                        following.on_cut(outcome);
+                        self.look_whether_waiting(handle);
+                    }
                 }
                 () = tokio::time::sleep_until(due.unwrap_or(heard)), if due.is_some() => {
                     self.send_positions().await?;
@@ -190,6 +223,7 @@ impl<'a> Session<'a> {
                     retry: MIN_RETRY,
                 };
                 self.following.insert(handle, following);
+                self.waiting.insert(handle);
             }
         }
         if !stopped.is_empty() {
@@ -208,23 +242,39 @@ impl<'a> Session<'a> {
         self.last_handle
     }
 
+    /// After something came of it: whether its position is to be sent again.
+    fn look_whether_waiting(&mut self, handle: u32) {
+        if self.due(handle).is_some() {
+            self.waiting.insert(handle);
+        }
+    }
+
+    /// When the partition's position is to be sent again. Not before all that was handed to the store is appended.
+    fn due(&self, handle: u32) -> Option<Instant> {
+        let following = self.following.get(&handle)?;
+        match following.state {
+            State::Again(at) if following.appending == 0 => Some(at),
+            _ => None,
+        }
+    }
+
     fn next_retry(&self) -> Option<Instant> {
-        let waiting = self.following.values().filter(|f| f.appending == 0);
-        waiting
-            .filter_map(|following| match following.state {
-                State::Again(at) => Some(at),
-                State::Following | State::Stopped => None,
-            })
-            .min()
+        let waiting = self.waiting.iter();
+        waiting.filter_map(|handle| self.due(*handle)).min()
+    }
+
+    fn take_due(&mut self, now: Instant) -> Vec<u32> {
+        // Who waits no more was given up.
+        let is_later = |handle: &u32| self.due(*handle).is_some_and(|at| at > now);
+        let waiting = self.waiting.iter();
+        let (later, due): (BTreeSet<u32>, BTreeSet<u32>) = waiting.partition(|h| is_later(h));
+        self.waiting = later;
+        due.into_iter().collect()
     }
 
     /// Sends the positions that are due, each under a new handle: what comes for the old one counts no more.
     async fn send_positions(&mut self) -> Result<(), Status> {
-        let now = Instant::now();
-        let is_due =
-            |f: &Following| matches!(f.state, State::Again(at) if at <= now) && f.appending == 0;
-        let due = self.following.iter().filter(|(_, f)| is_due(f));
-        let due: Vec<u32> = due.map(|(handle, _)| *handle).collect();
+        let due = self.take_due(Instant::now());
         for some in due.chunks(POSITIONS) {
             let mut positions = Vec::with_capacity(some.len());
             for old in some {
@@ -246,7 +296,7 @@ impl<'a> Session<'a> {
                             durable_end_offset: position.durable_end,
                         });
                         following.next = position.log_end;
-                        following.state = State::Following;
+                        following.state = State::Asked;
                     }
                     // It is being made something else: that is told separately.
                     None => following.state = State::Stopped,
@@ -268,17 +318,25 @@ impl<'a> Session<'a> {
         for data in response.partitions {
             let handle = data.handle;
             match self.following.get_mut(&handle) {
-                Some(following) if following.state == State::Following => {
-                    if let Some(append) = following.on_data(data, &self.shared.store).await {
-                        following.appending += 1;
-                        self.shared.metrics.replicated(append.size());
-                        appends.push(append);
-                        handles.push(handle);
+                Some(following) if following.is_awaiting() => match data.refusal {
+                    Some(refusal) => {
+                        let store = self.shared.store.clone();
+                        let cut = following.on_refusal(refusal, data.log_start_offset, store);
+                        self.cuts
+                            .extend(cut.map(|cut| cut.map(move |done| (handle, done)).boxed()));
                     }
-                }
-                // It has been given up, or asked for anew.
+                    None => {
+                        if let Some(append) = following.on_data(data) {
+                            following.appending += 1;
+                            self.shared.metrics.replicated(append.size());
+                            appends.push(append);
+                            handles.push(handle);
+                        }
+                    }
+                },
                 _ => {}
             }
+            self.look_whether_waiting(handle);
         }
         if appends.is_empty() {
             return Ok(());
@@ -325,8 +383,9 @@ impl<'a> Session<'a> {
                     }
                     Err(error) => following.on_failure(&error),
                 }
+                self.look_whether_waiting(handle);
             }
-            next = futures::FutureExt::now_or_never(self.appends.next()).flatten();
+            next = self.appends.next().now_or_never().flatten();
         }
         if acks.is_empty() {
             return Ok(());
@@ -349,19 +408,20 @@ impl<'a> Session<'a> {
 }
 
 impl Following {
+    /// Whether what the leader says counts. Otherwise it has been given up, or is to be asked for anew.
+    fn is_awaiting(&self) -> bool {
+        matches!(self.state, State::Asked | State::Following)
+    }
+
     /// What is to be appended of the leader's news.
-    async fn on_data(&mut self, data: ReplicaData, store: &Store) -> Option<PartitionAppend> {
-        let epoch = self.follower.epoch;
-        if let Some(refusal) = data.refusal {
-            self.on_refusal(refusal, data.log_start_offset, store).await;
-            return None;
-        }
+    fn on_data(&mut self, data: ReplicaData) -> Option<PartitionAppend> {
+        self.state = State::Following;
         self.high_watermark = self.high_watermark.max(data.high_watermark);
         self.show_committed();
         if data.batches.is_empty() {
             return None;
         }
-        match self.append(epoch, data.batches) {
+        match self.append(self.follower.epoch, data.batches) {
             Ok(append) => append,
             Err(error) => {
                 self.on_failure(&error);
@@ -396,45 +456,49 @@ impl Following {
             .on_leaders_high_watermark(epoch, self.high_watermark);
     }
 
-    async fn on_refusal(&mut self, refusal: Refusal, log_start: i64, store: &Store) {
-        let log = self.replica.log().clone();
-        let epoch = self.follower.epoch;
-        let done = match refusal {
-            Refusal::NotLeading(_) => return self.again(),
-            Refusal::OutOfRange(_) => {
-                info!(topic = %log.topic, partition = log.index, log_start, "the leader no longer has what comes next: this replica begins anew");
-                store.begin_at(&log, epoch, log_start).await
+    /// What is to be done about the log, if anything.
+    fn on_refusal(
+        &mut self,
+        refusal: Refusal,
+        log_start: i64,
+        store: Arc<Store>,
+    ) -> Option<impl Future<Output = Result<(), CutError>> + use<>> {
+        if matches!(refusal, Refusal::NotLeading(_)) {
+            self.again();
+            return None;
+        }
+        if self.state != State::Asked {
+            // Of a position that this log has left behind: the answer to the present one may be another.
+            self.state = State::Again(Instant::now());
+            return None;
+        }
+        self.state = State::Cutting;
+        let (replica, epoch) = (self.replica.clone(), self.follower.epoch);
+        Some(async move {
+            match refusal {
+                Refusal::Diverging(diverging) => cut(&replica, epoch, diverging, &store).await,
+                _ => begin_anew(&replica, epoch, log_start, &store).await,
             }
-            Refusal::Diverging(diverging) => {
-                let end = EpochEnd {
-                    epoch: (diverging.epoch >= 0).then_some(diverging.epoch),
-                    end_offset: diverging.end_offset,
-                };
-                match self.replica.cut(epoch, end) {
-                    Ok(None) => Ok(()),
-                    Ok(Some(Cut(offset))) => {
-                        let log_end = log.log_end();
-                        info!(topic = %log.topic, partition = log.index, epoch, offset, log_end, "cut off what the leader does not have");
-                        store.truncate(&log, epoch, offset).await.map(|_| ())
-                    }
-                    Err(diverged) => {
-                        error!(topic = %log.topic, partition = log.index, epoch, %diverged, "a replica stopped");
-                        self.state = State::Stopped;
-                        return;
-                    }
-                }
-            }
-        };
-        match done {
+        })
+    }
+
+    fn on_cut(&mut self, outcome: Result<(), CutError>) {
+        match outcome {
             Ok(()) => self.state = State::Again(Instant::now()),
-            Err(error) => self.on_failure(&error),
+            Err(CutError::Storage(error)) => self.on_failure(&error),
+            Err(CutError::Diverged(diverged)) => {
+                let log = self.replica.log();
+                let epoch = self.follower.epoch;
+                error!(topic = %log.topic, partition = log.index, epoch, %diverged, "a replica stopped");
+                self.state = State::Stopped;
+            }
         }
     }
 
     fn on_failure(&mut self, error: &StorageError) {
         let log = self.replica.log();
-        if matches!(self.state, State::Following) {
-            warn!(topic = %log.topic, partition = log.index, %error, "can't append what the leader sent; asking again");
+        if !matches!(self.state, State::Again(_) | State::Stopped) {
+            warn!(topic = %log.topic, partition = log.index, %error, "can't take over what the leader has; asking again");
         }
         self.retry = MAX_RETRY;
         self.again();
@@ -444,6 +508,39 @@ impl Following {
         self.state = State::Again(Instant::now() + self.retry);
         self.retry = (self.retry * 2).min(MAX_RETRY);
     }
+}
+
+async fn begin_anew(
+    replica: &HostedReplica,
+    epoch: i32,
+    log_start: i64,
+    store: &Store,
+) -> Result<(), CutError> {
+    let Some(offset) = replica.begin_anew(epoch, log_start)? else {
+        return Ok(());
+    };
+    let log = replica.log();
+    info!(topic = %log.topic, partition = log.index, epoch, offset, log_end = log.log_end(), "the leader has nothing left that this replica could go on from: it begins anew");
+    Ok(store.begin_at(log, epoch, offset).await?)
+}
+
+async fn cut(
+    replica: &HostedReplica,
+    epoch: i32,
+    diverging: Diverging,
+    store: &Store,
+) -> Result<(), CutError> {
+    let end = EpochEnd {
+        epoch: (diverging.epoch >= 0).then_some(diverging.epoch),
+        end_offset: diverging.end_offset,
+    };
+    let Some(Cut(offset)) = replica.cut(epoch, end)? else {
+        return Ok(());
+    };
+    let log = replica.log();
+    info!(topic = %log.topic, partition = log.index, epoch, offset, log_end = log.log_end(), "cut off what the leader does not have");
+    store.truncate(log, epoch, offset).await?;
+    Ok(())
 }
 
 fn silent() -> Status {

@@ -352,6 +352,17 @@ impl HostedReplica {
         }
     }
 
+    /// Where to begin anew, as the leader has nothing that this log could be compared with.
+    pub fn begin_anew(&self, epoch: i32, log_start: i64) -> Result<Option<i64>, Diverged> {
+        match self.follower(epoch) {
+            Some(follower) => {
+                let high_watermark = self.log.high_watermark();
+                follower.begin_anew(epoch, log_start, &*self.log, high_watermark)
+            }
+            None => Ok(None),
+        }
+    }
+
     /// The leader of this epoch says how far its log is committed.
     pub fn on_leaders_high_watermark(&self, epoch: i32, high_watermark: i64) {
         let state = self.state.lock();

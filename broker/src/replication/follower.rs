@@ -35,7 +35,7 @@ impl Follower {
     pub fn position(log: &impl LogEnds) -> Position {
         Position {
             log_end: log.log_end(),
-            last_epoch: log.last_epoch(),
+            last_epoch: log.last_epoch().filter(|_| log.log_start() < log.log_end()),
             durable_end: log.durable_end(),
         }
     }
@@ -64,16 +64,39 @@ impl Follower {
             .min(diverging.end_offset)
             .min(log.log_end())
             .max(log.log_start());
+        self.check_cut(cut, log, high_watermark)?;
+        Ok(Some(Cut(cut)))
+    }
+
+    /// Where to begin anew, without all that is there, as the leader of epoch `epoch` has nothing that this log could be compared with:
+    /// its own starts at `log_start`. `None` if that is no longer of interest. Only to be asked if nothing was appended since the
+    /// position was sent to which this is the answer: an older one may have been of quite another log.
+    pub fn begin_anew(
+        &self,
+        epoch: i32,
+        log_start: i64,
+        log: &impl LogEnds,
+        high_watermark: i64,
+    ) -> Result<Option<i64>, Diverged> {
+        if epoch != self.epoch {
+            return Ok(None);
+        }
+        self.check_cut(log_start, log, high_watermark)?;
+        Ok(Some(log_start))
+    }
+
+    /// What is committed is cut only if an unclean election has lost it.
+    fn check_cut(&self, cut: i64, log: &impl LogEnds, high_watermark: i64) -> Result<(), Diverged> {
         let unclean = self
             .last_unclean_epoch
             .is_some_and(|unclean| log.last_epoch().is_none_or(|last| last < unclean));
-        if cut < high_watermark && !unclean {
-            return Err(Diverged {
+        match cut < high_watermark && !unclean {
+            true => Err(Diverged {
                 cut,
                 high_watermark,
-            });
+            }),
+            false => Ok(()),
         }
-        Ok(Some(Cut(cut)))
     }
 
     /// The high watermark that follows from the leader's.

@@ -88,7 +88,6 @@ struct Progress {
 #[derive(Clone, Debug)]
 struct Pending {
     isr: Vec<Replica>,
-    write_id: Uuid,
     phase: Phase,
 }
 
@@ -266,7 +265,6 @@ impl Leader {
                 if !broken!(ShrinkBeforeWritten) {
                     self.pending = Some(Pending {
                         isr,
-                        write_id: next.assignment.write_id,
                         phase: Phase::Asked,
                     });
                 } else {
@@ -303,11 +301,6 @@ impl Leader {
     pub fn on_isr_refused(&mut self, now: Instant) {
         self.rests_until = Some(now + self.timing.pause);
         self.set_phase(Phase::Unknown(now + self.timing.pause));
-    }
-
-    /// The write whose outcome is not known yet, by its id.
-    pub fn pending_write(&self) -> Option<Uuid> {
-        self.pending.as_ref().map(|pending| pending.write_id)
     }
 
     fn set_phase(&mut self, phase: Phase) {

@@ -97,7 +97,7 @@ impl LogEnds for PartitionLog {
 pub struct Position {
     /// The offset that comes next.
     pub log_end: i64,
-    /// The leader epoch of the last batch.
+    /// The leader epoch of the last batch; `None` if the log is empty, and so like any other up to its end.
     pub last_epoch: Option<i32>,
     /// Up to here all is as durable as configured.
     pub durable_end: i64,
@@ -110,7 +110,7 @@ pub enum PositionCheck {
     Prefix,
     /// It is not.
     Diverging(EpochEnd),
-    /// What comes next for the follower is no longer there.
+    /// What comes next for the follower is no longer there, or nothing that its log could be compared with.
     OutOfRange,
 }
 
@@ -118,6 +118,10 @@ pub enum PositionCheck {
 pub fn check_position(position: &Position, log: &impl LogEnds) -> PositionCheck {
     if let Some(last_epoch) = position.last_epoch {
         let end = log.end_of_epoch(last_epoch);
+        if end.epoch.is_none() && log.log_start() > 0 {
+            // Retention has removed all that was as old: whether it was the same no one can tell.
+            return PositionCheck::OutOfRange;
+        }
         if end.epoch != Some(last_epoch) || end.end_offset < position.log_end {
             return PositionCheck::Diverging(end);
         }

@@ -127,6 +127,14 @@ fn a_position_is_compared_by_the_last_epoch() {
         ("one later than the leader's", 60, 9, diverging(4, 100)),
         ("nothing of what there is", 9, 1, PositionCheck::OutOfRange),
         ("an old epoch that is gone", 5, 0, PositionCheck::OutOfRange),
+        // These may be other records than those that were here.
+        (
+            "an old epoch that is gone, up to the start",
+            10,
+            0,
+            PositionCheck::OutOfRange,
+        ),
+        ("or beyond it", 20, 0, PositionCheck::OutOfRange),
         ("empty, at the start", 10, -1, PositionCheck::Prefix),
         ("empty, before it", 0, -1, PositionCheck::OutOfRange),
         ("empty, beyond the end", 101, -1, PositionCheck::OutOfRange),
@@ -174,6 +182,59 @@ fn a_follower_cuts_what_is_not_its_leaders_but_nothing_that_is_committed() {
     }
     assert!(follower.takes(6, 90, &log));
     assert!(!follower.takes(6, 89, &log) && !follower.takes(5, 90, &log));
+}
+
+#[test]
+fn a_follower_begins_anew_where_nothing_can_be_compared_but_never_below_what_is_committed() {
+    let log = Log::new(&[(1, 40), (3, 50)], 40, 90);
+    let follower = Follower {
+        epoch: 6,
+        leader: 1,
+        last_unclean_epoch: None,
+    };
+    for (name, epoch, log_start, committed, unclean, expected) in [
+        ("far behind", 6, 120, 90, None, Ok(Some(120))),
+        (
+            "with what no one knows of any more",
+            6,
+            60,
+            60,
+            None,
+            Ok(Some(60)),
+        ),
+        ("of another epoch", 5, 120, 90, None, Ok(None)),
+        (
+            "committed",
+            6,
+            60,
+            61,
+            None,
+            Err(Diverged {
+                cut: 60,
+                high_watermark: 61,
+            }),
+        ),
+        (
+            "lost by an unclean election",
+            6,
+            60,
+            61,
+            Some(4),
+            Ok(Some(60)),
+        ),
+    ] {
+        let follower = Follower {
+            last_unclean_epoch: unclean,
+            ..follower
+        };
+        let found = follower.begin_anew(epoch, log_start, &log, committed);
+        assert_eq!(found, expected, "{name}");
+    }
+    // An empty log is like any other up to its end: there is nothing to compare.
+    let mut emptied = Log::new(&[(3, 50)], 40, 90);
+    assert_eq!(Follower::position(&emptied).last_epoch, Some(3));
+    emptied.start = 90;
+    assert_eq!(Follower::position(&emptied).last_epoch, None);
 }
 
 #[test]
@@ -284,10 +345,7 @@ fn a_write_of_unknown_outcome_is_read_and_fenced_never_taken_back() {
     assert_eq!(state.assignment.partition_epoch, 8);
     // Either of them came first; this one did.
     leader.on_isr_answer(Some(&state), later);
-    assert_eq!(
-        (leader.high_watermark(), leader.pending_write()),
-        (120, None)
-    );
+    assert_eq!(leader.high_watermark(), 120);
     // A late word of an older state changes nothing.
     state.assignment.partition_epoch = 7;
     leader.adopt(&state);
@@ -332,7 +390,7 @@ fn a_rule_that_is_broken_on_purpose_does_not_hold() {
                 let mut leader = leader(&[0, 1, 2], 1, now);
                 let step = leader.isr_step(now, gone);
                 leader.on_isr_answer(None, now);
-                step.is_some() && leader.pending_write().is_some()
+                step.is_some() && leader.isr_step(now, gone).is_none()
             }),
         ),
         (
