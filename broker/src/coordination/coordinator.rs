@@ -17,7 +17,7 @@ use kube::{
     Api,
     runtime::{
         WatchStreamExt,
-        watcher::{self, Event, watcher},
+        watcher::{self, Event, ListSemantic, watcher},
     },
 };
 use millrace_crds::coordination::{
@@ -35,13 +35,13 @@ use uuid::Uuid;
 use super::{
     api::{ApiError, ClusterApi},
     context::Context,
-    election::{LiveBroker, Reason, TopicRules, elect},
+    election::{LiveBroker, Reason, TopicRules, elect, hand_over},
     liveness::Liveness,
     membership::now,
     replicas::{Wanted, min_in_sync},
     view::{Item, PartitionKey, SeenSession, View},
 };
-use crate::fetching::PeerAddress;
+use crate::{fetching::PeerAddress, partition::SILENCE};
 
 /// Elections that are being written at a time.
 const MAX_WRITES: usize = 32;
@@ -152,6 +152,8 @@ pub(super) struct Coordinator {
     since: BTreeMap<i32, (i32, Instant)>,
     /// The controller epoch, while this process is controller.
     controller: Option<i32>,
+    /// Since when no other broker was heard of at this one.
+    isolated: Option<Instant>,
     renewed: Instant,
     standing: bool,
     /// Partitions to decide on; those without a leader first.
@@ -178,6 +180,7 @@ impl Coordinator {
             alive: BTreeMap::new(),
             since: BTreeMap::new(),
             controller: None,
+            isolated: None,
             renewed: now,
             standing: false,
             pending: BTreeSet::new(),
@@ -464,6 +467,7 @@ impl Coordinator {
             self.resting.remove(&key);
             self.consider(key);
         }
+        self.look_for_isolation(now);
         let due = match self.controller {
             Some(_) => self.renewed.elapsed() >= self.context.timing.renewal,
             None => self.is_vacant(),
@@ -471,6 +475,42 @@ impl Coordinator {
         if due && !self.standing {
             self.stand();
         }
+    }
+
+    /// A leader that no other broker can reach is of no use, though its session is alive. It is the one that knows; so it hands over.
+    fn look_for_isolation(&mut self, now: Instant) {
+        if !self
+            .context
+            .peers
+            .is_isolated(self.context.me.id, SILENCE, now)
+        {
+            self.isolated = None;
+            return;
+        }
+        self.isolated.get_or_insert(now);
+        if !self.is_isolated() {
+            return;
+        }
+        let view = self.context.topics.view.lock();
+        let led = view
+            .partitions()
+            .iter()
+            .filter(|(key, seen)| self.leads(&seen.lease) && !self.resting.contains_key(*key));
+        let led: Vec<_> = led.map(|(key, _)| (true, *key)).collect();
+        drop(view);
+        self.pending.extend(led);
+    }
+
+    /// Not at the first look: this process may just have been stopped for a while.
+    fn is_isolated(&self) -> bool {
+        self.isolated.is_some_and(|since| since.elapsed() >= TICK)
+    }
+
+    /// Whether this process leads as the Lease says.
+    fn leads(&self, lease: &PartitionLease) -> bool {
+        let me = self.context.me;
+        let leader = lease.assignment.leader;
+        leader.is_some_and(|leader| (leader.id, leader.broker_epoch) == (me.id, me.epoch))
     }
 
     /// Whether no live process is controller.
@@ -549,7 +589,6 @@ impl Coordinator {
 
     /// Decides on what is pending, as far as there is room for writes.
     fn write_elections(&mut self) {
-        let Some(epoch) = self.controller else { return };
         while self.in_flight.len() < MAX_WRITES {
             let Some((_, key)) = self.pending.pop_first() else {
                 return;
@@ -558,9 +597,10 @@ impl Coordinator {
                 // It is looked at again when that write is done.
                 continue;
             }
-            let Some((next, reason)) = self.decide(key, epoch) else {
+            let Some((next, reason)) = self.decide(key) else {
                 continue;
             };
+            let epoch = self.controller;
             self.in_flight.insert(key);
             let context = self.context.clone();
             let write = async move {
@@ -582,7 +622,8 @@ impl Coordinator {
         }
     }
 
-    fn decide(&self, key: PartitionKey, controller_epoch: i32) -> Option<(Lease, Reason)> {
+    /// As controller; or as a leader that can't go on.
+    fn decide(&self, key: PartitionKey) -> Option<(Lease, Reason)> {
         let view = self.context.topics.view.lock();
         let seen = view.partitions().get(&key)?;
         let record = view.topics().get(&key.0)?;
@@ -591,7 +632,13 @@ impl Coordinator {
             min_in_sync: min_in_sync(record),
             unclean: record.config.unclean_leader_election,
         };
-        let (mut next, reason) = elect(&seen.lease, rules, &self.alive, controller_epoch)?;
+        let (mut next, reason) = if self.is_isolated() && self.leads(&seen.lease) {
+            let next = hand_over(&seen.lease, rules, &self.alive, self.context.me.id)?;
+            warn!(topic = record.config.name, partition = key.1, to = ?next.assignment.leader, "no other broker is heard of at this one, though they are alive: the partition is handed over");
+            (next, Reason::Clean)
+        } else {
+            elect(&seen.lease, rules, &self.alive, self.controller?)?
+        };
         if reason == Reason::Unclean {
             self.context.metrics.elected_uncleanly();
             warn!(topic = record.config.name, partition = key.1, leader = ?next.assignment.leader, "no replica that was in sync is left: one that may lack acknowledged records leads, as the topic allows");
@@ -632,7 +679,7 @@ impl Coordinator {
                 let known = self.context.topics.lease(key);
                 if known.is_none_or(|(_, object)| object.metadata.resource_version != replaced) {
                     self.consider(key);
-                } else if self.controller.is_some() {
+                } else if self.controller.is_some() || self.isolated.is_some() {
                     // The same decision would be written on the same state, and fare the same.
                     self.resting.insert(key, Instant::now() + pause);
                 }
@@ -659,12 +706,12 @@ impl Coordinator {
 
 /// Whether this process is controller in that epoch, as the API server itself has it: what can lose records is not decided on what was
 /// true a moment ago.
-async fn is_controller(context: &Context, epoch: i32) -> bool {
+async fn is_controller(context: &Context, epoch: Option<i32>) -> bool {
     let name = ControllerState::lease_name(&context.claimant.cluster);
     let lease = context.api.lease(&name).await.ok().flatten();
     let held = lease.and_then(|lease| ControllerState::read(&lease).ok());
     held.is_some_and(|(_, held)| {
-        held.epoch == epoch && held.holder.as_deref() == Some(&context.claimant.identity)
+        Some(held.epoch) == epoch && held.holder.as_deref() == Some(&context.claimant.identity)
     })
 }
 
@@ -698,7 +745,10 @@ where
         .with_max_delay(MAX_PAUSE)
         .with_jitter()
         .without_max_times();
-    let config = watcher::Config::default().labels(selector);
+    // Lists bring what is true now: from an old state a broker that was started again might follow a leader that was deposed.
+    let config = watcher::Config::default()
+        .list_semantic(ListSemantic::MostRecent)
+        .labels(selector);
     watcher(api, config)
         .backoff(watcher::ExponentialBackoff::from(pauses))
         .boxed()

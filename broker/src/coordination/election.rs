@@ -98,7 +98,9 @@ pub(crate) fn elect(
             .filter(|(id, broker)| *id != leader.id && broker.settled)
             .map(|preferred| elected(preferred, Reason::Preferred));
     }
-    if let Some(candidate) = assignment.replicas.iter().find_map(may_lead) {
+    // In the order of preference. Of the ISR also who is to be a replica no longer: it has everything, and there may be no one else.
+    let in_sync = assignment.isr.iter().map(|replica| &replica.id);
+    if let Some(candidate) = assignment.replicas.iter().chain(in_sync).find_map(may_lead) {
         return Some(elected(candidate, Reason::Clean));
     }
     if leader.is_some() {
@@ -120,6 +122,21 @@ pub(crate) fn elect(
         return Some(elected(candidate, Reason::Unclean));
     }
     assignment.leader.is_some().then(offline)
+}
+
+/// The state in which another replica leads than a live one that none of the others can reach. Only if that one is not in sync any more
+/// then: nothing could be committed without it, and it might be preferred.
+pub(crate) fn hand_over(
+    lease: &PartitionLease,
+    topic: TopicRules,
+    alive: &BTreeMap<i32, LiveBroker>,
+    isolated: i32,
+) -> Option<PartitionLease> {
+    let mut others = alive.clone();
+    others.remove(&isolated);
+    let (next, reason) = elect(lease, topic, &others, lease.assignment.controller_epoch)?;
+    let is_rid = next.assignment.isr.iter().all(|r| r.id != isolated);
+    (reason == Reason::Clean && is_rid).then_some(next)
 }
 
 /// The ISR under a new leader: without those that can't keep up, as far as `min.insync.replicas` allows. Removing is safe, since who is
@@ -477,6 +494,58 @@ mod tests {
             (0, Reason::Clean)
         );
         assert_eq!(next.assignment.last_unclean_epoch, None);
+    }
+
+    #[test]
+    fn the_last_one_in_sync_leads_although_it_is_to_be_a_replica_no_longer() {
+        let mut led = lease(&[(3, 13)], Some((0, 1)), 3);
+        let (next, reason) = elect(
+            &led,
+            RULES,
+            &alive(&[(1, 1, 11), (3, 1, 13)]),
+            CONTROLLER_EPOCH,
+        )
+        .unwrap();
+        assert_eq!(
+            (next.assignment.leader.unwrap().id, reason),
+            (3, Reason::Clean)
+        );
+        assert_eq!(next.assignment.isr, led.assignment.isr);
+        // Who stays a replica comes first.
+        led.assignment.isr.push(Replica {
+            id: 1,
+            store: store(11),
+        });
+        let (next, _) = elect(
+            &led,
+            RULES,
+            &alive(&[(1, 1, 11), (3, 1, 13)]),
+            CONTROLLER_EPOCH,
+        )
+        .unwrap();
+        assert_eq!(next.assignment.leader.unwrap().id, 1);
+    }
+
+    #[test]
+    fn an_isolated_leader_hands_over_where_the_others_can_go_on_without_it() {
+        let isr = [(0, 10), (1, 11), (2, 12)];
+        let all = alive(&[(0, 1, 10), (1, 1, 11), (2, 1, 12)]);
+        let rules = |min_in_sync| TopicRules {
+            min_in_sync,
+            unclean: true,
+            ..RULES
+        };
+        let led = lease(&isr, Some((0, 1)), 3);
+        let next = hand_over(&led, rules(2), &all, 0).unwrap();
+        assert_eq!(next.assignment.leader.unwrap().id, 1);
+        assert_eq!(next.assignment.isr, led.assignment.isr[1..]);
+        assert_eq!(next.held.epoch, 4);
+        assert_eq!(next.assignment.controller_epoch, 0);
+        // And it stays so, whatever the controller thinks of the one that handed over.
+        assert_eq!(elect(&next, rules(2), &all, CONTROLLER_EPOCH), None);
+        assert_eq!(hand_over(&led, rules(3), &all, 0), None);
+        let alone = lease(&isr[..1], Some((0, 1)), 3);
+        assert_eq!(hand_over(&alone, rules(1), &all, 0), None);
     }
 
     #[test]

@@ -77,6 +77,17 @@ impl Wish {
             Wish::Hold => Part::Neither,
         }
     }
+
+    /// Whether it stems from a Lease that is older than the log whose last batch is of that epoch: someone put an old state back, or it
+    /// was read late. Who follows a leader that was deposed cuts off what was committed since.
+    pub(super) fn is_older_than(&self, last_epoch: Option<i32>) -> bool {
+        let epoch = match self {
+            Wish::Lead(epoch) => *epoch,
+            Wish::Follow(follower) => follower.epoch,
+            Wish::Hold => return false,
+        };
+        last_epoch.is_some_and(|last| last > epoch)
+    }
 }
 
 impl Replicas {
@@ -157,13 +168,13 @@ impl Replicas {
         // What was accepted before is finished: from here on the logs stand still.
         futures::executor::block_on(self.store.settled())?;
         for (key, replica, wish, lease) in changes {
+            let last = replica.log().last_epoch();
+            if wish.is_older_than(last) {
+                error!(topic = %replica.log().topic, partition = key.1, ?wish, ?last, "the partition's Lease is older than this replica's records: someone put an old state back. The partition is neither led nor followed here; write a higher spec.leaseTransitions into its Lease");
+                continue;
+            }
             match (wish, lease) {
-                (Wish::Lead(epoch), Some(lease)) => {
-                    let last = replica.log().last_epoch();
-                    if last.is_some_and(|last| last > *epoch) {
-                        error!(topic = %replica.log().topic, partition = key.1, epoch, ?last, "the partition's Lease is older than this replica's records: someone put an old state back. The partition is not led; write a higher spec.leaseTransitions into its Lease");
-                        continue;
-                    }
+                (Wish::Lead(_), Some(lease)) => {
                     replica.lead(lease.clone(), min_in_sync, Instant::now())?;
                 }
                 (Wish::Follow(follower), _) => {
@@ -332,6 +343,25 @@ mod tests {
                 expected,
                 "{name}"
             );
+        }
+    }
+
+    #[test]
+    fn a_lease_older_than_the_log_is_neither_led_nor_followed_by() {
+        let follow = Wish::Follow(Follower {
+            epoch: 3,
+            leader: 0,
+            last_unclean_epoch: None,
+        });
+        for (wish, last_epoch, expected) in [
+            (Wish::Lead(3), Some(4), true),
+            (Wish::Lead(3), Some(3), false),
+            (Wish::Lead(3), None, false),
+            (follow.clone(), Some(4), true),
+            (follow, Some(3), false),
+            (Wish::Hold, Some(4), false),
+        ] {
+            assert_eq!(wish.is_older_than(last_epoch), expected, "{wish:?}");
         }
     }
 }

@@ -1,11 +1,23 @@
 //! The other brokers as this one knows them: whether they are alive, and when they were last heard of.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::replication::Peer;
+
+impl Known {
+    /// Whether it is there, and stays.
+    fn lives(&self) -> bool {
+        self.session.is_some_and(|(epoch, stays)| {
+            stays && self.refused.is_none_or(|refused| refused < epoch)
+        })
+    }
+}
 
 /// All of them. What makes one gone or not also wakes those who [watch](Peers::changed).
 #[derive(Debug, Default)]
@@ -18,6 +30,8 @@ pub struct Peers {
 struct Known {
     /// Its process as its session says, and whether that stays.
     session: Option<(i32, bool)>,
+    /// Since when that process is known.
+    since: Option<Instant>,
     heard: Option<Instant>,
     /// The process that was seen to be gone: nothing listens at its address any more.
     refused: Option<i32>,
@@ -33,7 +47,11 @@ impl Peers {
             }
         }
         for (id, (epoch, draining)) in sessions {
-            peers.entry(*id).or_default().session = Some((*epoch, !draining));
+            let known = peers.entry(*id).or_default();
+            if known.session.is_none_or(|(known, _)| known != *epoch) {
+                known.since = Some(Instant::now());
+            }
+            known.session = Some((*epoch, !draining));
         }
         drop(peers);
         self.changed.notify_waiters();
@@ -81,13 +99,26 @@ impl Peers {
                 gone: true,
             };
         };
-        let stays = |(epoch, stays): (i32, bool)| {
-            stays && known.refused.is_none_or(|refused| refused < epoch)
-        };
         Peer {
             heard: known.heard,
-            gone: !known.session.is_some_and(stays),
+            gone: !known.lives(),
         }
+    }
+
+    /// Whether no other broker was heard of as a follower of this one for that long, though two or more of them have live sessions. Not
+    /// all of them can be cut off at once so easily as this one.
+    pub fn is_isolated(&self, me: i32, silence: Duration, now: Instant) -> bool {
+        let peers = self.peers.lock();
+        let mut live = 0;
+        let others = peers.iter().filter(|(id, _)| **id != me);
+        let mut others = others
+            .filter(|(_, known)| known.lives())
+            .inspect(|_| live += 1);
+        let all_silent = others.all(|(_, known)| {
+            let last = known.heard.max(known.since);
+            last.is_some_and(|last| now.saturating_duration_since(last) > silence)
+        });
+        all_silent && live >= 2
     }
 
     /// Waits until a broker went or came.
@@ -121,5 +152,22 @@ mod tests {
         assert!(peers.get(1).heard.is_none());
         peers.heard(1);
         assert!(peers.get(1).heard.is_some());
+    }
+
+    #[test]
+    fn a_broker_that_no_one_else_is_heard_of_at_is_isolated_if_there_are_others() {
+        let peers = Peers::default();
+        let silence = Duration::from_secs(3);
+        let isolated = |after| peers.is_isolated(0, silence, Instant::now() + after);
+        assert!(!isolated(2 * silence), "alone");
+        peers.set_sessions(&[(0, (1, false)), (1, (1, false))].into());
+        assert!(!isolated(2 * silence), "the other one may be cut off");
+        peers.set_sessions(&[(0, (1, false)), (1, (1, false)), (2, (1, false))].into());
+        assert!(!isolated(silence / 2), "they are new");
+        assert!(isolated(2 * silence));
+        peers.heard(2);
+        assert!(!isolated(silence / 2) && isolated(2 * silence));
+        peers.refused(2, 1);
+        assert!(!isolated(2 * silence), "one of them is gone");
     }
 }

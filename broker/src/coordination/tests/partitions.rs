@@ -123,6 +123,23 @@ fn while_the_api_server_is_away_all_goes_on_and_nothing_is_elected_away_after_it
 }
 
 #[test]
+fn a_leader_at_which_no_other_broker_is_heard_of_hands_over() {
+    let cluster = Cluster::default();
+    // None of these reaches another one: only the Leases tell that they are alive.
+    let brokers: Vec<_> = (0..3).map(|id| cluster.start(id)).collect();
+    let topic = cluster.topic("orders", &[vec![0, 1, 2]]);
+    assert_eq!(cluster.led(&brokers[0], topic, 0), 1);
+    eventually("it is handed over", || {
+        cluster.leader(topic, 0) == (Some(1), 2)
+    });
+    let isr = cluster.lease(topic, 0).assignment.isr;
+    assert_eq!(isr.iter().map(|r| r.id).collect::<Vec<_>>(), [1, 2]);
+    eventually("the new leader knows", || {
+        brokers[1].leads(topic, 0) == Some(2)
+    });
+}
+
+#[test]
 fn a_leader_that_was_gone_before_anyone_watched_leads_no_more() {
     let cluster = Cluster::default();
     let topic = cluster.topic("orders", &[vec![8], vec![9]]);
