@@ -48,7 +48,7 @@ impl Brokers {
     }
 
     /// The pod of a broker, by its ordinal.
-    fn ordinal_of(&self, id: i32) -> i32 {
+    pub(super) fn ordinal_of(&self, id: i32) -> i32 {
         let pod = self.sessions.get(&id).map(|broker| &broker.session.pod);
         pod.and_then(|pod| self.ordinal(pod)).unwrap_or(id)
     }

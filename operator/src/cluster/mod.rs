@@ -13,7 +13,7 @@ mod sweep;
 
 pub(crate) use brokers::Brokers;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +29,7 @@ use millrace_crds::Cluster;
 use millrace_crds::conditions::Reason;
 use serde_json::json;
 use tracing::info;
+use uuid::Uuid;
 
 use self::apply::{Applied, apply};
 use self::objects::{Inputs, broker_name, objects};
@@ -84,6 +85,8 @@ struct Seen {
     controller: Option<i32>,
     /// How many pods must stay, since they hold replicas.
     holding: i32,
+    /// The pods, by ordinal, that must not restart now.
+    needed: BTreeSet<i32>,
     counts: Counts,
 }
 
@@ -134,7 +137,16 @@ fn see(context: &Context, id: &ClusterId) -> Seen {
         claim.namespace().as_deref() == Some(&id.namespace) && ordinal.is_some()
     });
     let claims = claims.collect();
-    let topics = view.records.lock().of(id).count();
+    let min_in_sync: HashMap<Uuid, usize> = view
+        .records
+        .lock()
+        .of(id)
+        .map(|record| {
+            let min = record.config.min_insync_replicas.unwrap_or(1);
+            (record.topic_id, min as usize)
+        })
+        .collect();
+    let topics = min_in_sync.len();
     let partitions = view.partitions.lock();
     let counts = Counts::of(
         i32::try_from(topics).unwrap_or(i32::MAX),
@@ -146,6 +158,13 @@ fn see(context: &Context, id: &ClusterId) -> Seen {
         replicas.chain(topic.reserved.values().flatten().copied())
     });
     let holding = brokers.pods_for(held);
+    let assigned = partitions.topics(id).flat_map(|(topic_id, topic)| {
+        let min_in_sync = min_in_sync.get(topic_id).copied().unwrap_or(1);
+        let there = topic.there.values();
+        there.map(move |held| (&held.lease.assignment, min_in_sync))
+    });
+    let needed = restart::needed(assigned).into_iter();
+    let needed = needed.map(|id| brokers.ordinal_of(id)).collect();
     drop(partitions);
     let controller = view.sessions.lock().controller(id);
     Seen {
@@ -153,6 +172,7 @@ fn see(context: &Context, id: &ClusterId) -> Seen {
         claims,
         controller,
         holding,
+        needed,
         counts,
     }
 }
@@ -207,7 +227,7 @@ async fn act(
     outcome.growing = growth.growing;
     outcome.problem = growth.problem;
     if let Some(set) = set {
-        let restart = restart(set, &seen.brokers.pods, seen.controller);
+        let restart = restart(set, &seen.brokers.pods, seen.controller, &seen.needed);
         outcome.restart = Some(restart);
         if let Some(ordinal) = restart.next {
             restart_broker(context, cluster, seen, ordinal).await?;
@@ -347,7 +367,9 @@ async fn report(
         outdated: 0,
         next: None,
     };
+    let restart = outcome.restart.unwrap_or(none);
     let incomplete = outcome.problem.is_some()
+        || restart.outdated > 0
         || seen.brokers.pods.len() < pods(cluster, seen).unsigned_abs() as usize;
     let found = Found {
         brokers: &seen.brokers,
@@ -355,7 +377,7 @@ async fn report(
         pods: pods(cluster, seen),
         controller: seen.controller,
         counts: seen.counts,
-        restart: outcome.restart.unwrap_or(none),
+        restart,
         growing: outcome.growing,
         problem: outcome.problem,
     };

@@ -1,10 +1,11 @@
 //! Which broker is restarted next, for a change of its pod: pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::Pod;
+use millrace_crds::coordination::PartitionAssignment;
 
 use super::brokers::is_ready;
 
@@ -20,12 +21,25 @@ pub(super) struct Restart {
     pub(super) next: Option<i32>,
 }
 
-/// The pods that are outdated. One that serves is restarted only while all brokers do, the controller last; one that does not serve any more loses
-/// nothing, and a new revision may be what mends it.
+/// The brokers that must not stop now: without one of them a partition would have fewer replicas in sync than `acks=all` needs. Of each
+/// partition its `min.insync.replicas`; where that is all of its replicas no restart can spare it.
+pub(super) fn needed<'a>(
+    partitions: impl Iterator<Item = (&'a PartitionAssignment, usize)>,
+) -> BTreeSet<i32> {
+    let short = partitions.filter(|(assignment, min_in_sync)| {
+        assignment.isr.len() <= *min_in_sync && assignment.replicas.len() > *min_in_sync
+    });
+    let in_sync = short.flat_map(|(assignment, _)| &assignment.isr);
+    in_sync.map(|replica| replica.id).collect()
+}
+
+/// The pods that are outdated. One that serves is restarted only while all brokers do and it is not needed, the controller last; one that
+/// does not serve any more loses nothing, and a new revision may be what mends it.
 pub(super) fn restart(
     set: &StatefulSet,
     pods: &BTreeMap<i32, Arc<Pod>>,
     controller: Option<i32>,
+    needed: &BTreeSet<i32>,
 ) -> Restart {
     let none = Restart {
         outdated: 0,
@@ -53,7 +67,7 @@ pub(super) fn restart(
         .find(|(_, pod)| !is_ready(pod) && !going(pod));
     let serving = outdated
         .iter()
-        .filter(|_| all_ready)
+        .filter(|(ordinal, _)| all_ready && !needed.contains(ordinal))
         .max_by_key(|(ordinal, _)| (Some(*ordinal) != controller, *ordinal));
     Restart {
         outdated: outdated.len(),
@@ -71,7 +85,9 @@ fn revision_of(pod: &Pod) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use millrace_crds::coordination::Replica;
     use serde_json::json;
+    use uuid::Uuid;
 
     use super::*;
 
@@ -127,13 +143,47 @@ mod tests {
             ("OOx", Some(0), 3, None),
             ("ooo", None, 3, Some(0)),
         ] {
-            let found = restart(&set(2), &pods(there), controller);
+            let found = restart(&set(2), &pods(there), controller, &BTreeSet::new());
             assert_eq!(found, Restart { outdated, next }, "{there}");
         }
     }
 
     #[test]
     fn nothing_restarts_for_a_spec_that_is_not_taken_in_yet() {
-        assert_eq!(restart(&set(1), &pods("OOO"), None).next, None);
+        let found = restart(&set(1), &pods("OOO"), None, &BTreeSet::new());
+        assert_eq!(found.next, None);
+    }
+
+    #[test]
+    fn a_broker_without_which_acks_all_would_be_refused_is_left_alone() {
+        // Replicas, those of them in sync, the least that must be, and who is needed then.
+        for (replicas, isr, min_in_sync, expected) in [
+            (&[0, 1, 2][..], &[0, 1, 2][..], 2, &[][..]),
+            (&[0, 1, 2], &[0, 2], 2, &[0, 2]),
+            (&[0, 1, 2], &[0, 2], 1, &[]),
+            (&[0, 1, 2], &[0], 1, &[0]),
+            (&[0, 1], &[0, 1], 2, &[]),
+            (&[0], &[0], 1, &[]),
+        ] {
+            let mut assignment = PartitionAssignment::new(Uuid::nil(), 0, replicas.to_vec());
+            let in_sync = |id: &i32| Replica {
+                id: *id,
+                store: Uuid::nil(),
+            };
+            assignment.isr = isr.iter().map(in_sync).collect();
+            let found = needed([(&assignment, min_in_sync)].into_iter());
+            assert_eq!(Vec::from_iter(found), expected, "{isr:?} of {replicas:?}");
+        }
+        let needed = BTreeSet::from([1, 2]);
+        assert_eq!(
+            restart(&set(2), &pods("OOO"), Some(1), &needed).next,
+            Some(0)
+        );
+        assert_eq!(restart(&set(2), &pods("NOO"), Some(1), &needed).next, None);
+        // It does not serve anyway.
+        assert_eq!(
+            restart(&set(2), &pods("NOo"), Some(1), &needed).next,
+            Some(2)
+        );
     }
 }

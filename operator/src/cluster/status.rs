@@ -159,7 +159,7 @@ fn lack(spec: &ClusterSpec, found: &Found<'_>, ready: i32) -> Option<Problem> {
         return Some(Problem::passing(
             Reason::RollingRestart,
             format!(
-                "{} brokers are to restart for a change of their pod; one restarts at a time, while all others are up ({ready} of {wanted} are)",
+                "{} brokers are to restart for a change of their pod; one restarts at a time, while all others are up ({ready} of {wanted} are) and have enough replicas in sync without it",
                 found.restart.outdated
             ),
         ));
