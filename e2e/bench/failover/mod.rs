@@ -27,7 +27,7 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
     /// What to try.
-    #[arg(long, value_enum, value_delimiter = ',', default_values = ["stop", "kill", "hang", "cut"])]
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["stop", "kill", "hang", "cut", "isolate"])]
     faults: Vec<Fault>,
     #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..))]
     partitions: u32,
@@ -54,6 +54,8 @@ enum Fault {
     Hang,
     /// Its network cable is taken out.
     Cut,
+    /// It does not reach the other brokers, though clients and, if it is a service of its own, the coordination service.
+    Isolate,
 }
 
 const TOPIC: &str = "written";
@@ -65,12 +67,25 @@ const STILL_NS: u64 = 500_000_000;
 /// Longer than any of the time-outs involved.
 const RECOVERED_WITHIN: Duration = Duration::from_secs(180);
 
-/// The gaps of all runs of one fault, in nanoseconds.
+/// One failure.
+struct Run {
+    /// The longest gap, in nanoseconds.
+    gap: u64,
+    /// How many writes failed for good.
+    errors: usize,
+    /// How many partitions lost their leader.
+    led: usize,
+    /// From the failure until all goes on.
+    lasted: Duration,
+    /// How many Leases were written in that time.
+    lease_writes: Option<u64>,
+}
+
+/// All runs of one fault.
 struct Measured {
     peer: Peer,
     fault: Fault,
-    gaps: Vec<u64>,
-    errors: usize,
+    runs: Vec<Run>,
 }
 
 /// The table, in Markdown.
@@ -85,20 +100,18 @@ pub(crate) async fn failover(bench: &Bench, options: &Options) -> Result<String>
             let mut of_fault = Measured {
                 peer: *peer,
                 fault: *fault,
-                gaps: Vec::new(),
-                errors: 0,
+                runs: Vec::new(),
             };
             for number in 1..=options.runs {
-                let (gap, errors) = run(&mut trio, &mut writer, *fault)
+                let run = run(&mut trio, &mut writer, *fault)
                     .await
                     .with_context(|| format!("{peer:?}, {fault:?}, run {number}"))?;
-                let ms = gap as f64 / 1e6;
+                let ms = run.gap as f64 / 1e6;
                 eprintln!(
                     "{peer:?}, {fault:?}, run {number} of {}: {ms:.1} ms",
                     options.runs
                 );
-                of_fault.gaps.push(gap);
-                of_fault.errors += errors;
+                of_fault.runs.push(run);
             }
             measured.push(of_fault);
         }
@@ -108,8 +121,8 @@ pub(crate) async fn failover(bench: &Bench, options: &Options) -> Result<String>
     Ok(table(options, &measured))
 }
 
-/// One failure and its mending: the longest gap, and how many writes failed for good.
-async fn run(trio: &mut Trio, writer: &mut Writer, fault: Fault) -> Result<(u64, usize)> {
+/// One failure and its mending.
+async fn run(trio: &mut Trio, writer: &mut Writer, fault: Fault) -> Result<Run> {
     let state = writer.describe(trio).await?;
     let victim = state.first().and_then(|partition| partition.leader);
     let victim = victim.context("the first partition has no leader")?;
@@ -118,12 +131,14 @@ async fn run(trio: &mut Trio, writer: &mut Writer, fault: Fault) -> Result<(u64,
         .collect();
     writer.forget();
     tokio::time::sleep(STEADY).await;
+    let writes_before = trio.lease_writes().await?;
     let from = writer::now_ns();
     match fault {
         Fault::Stop => trio.begin_to_stop(victim)?,
         Fault::Kill => trio.kill(victim)?,
         Fault::Hang => trio.pause(victim)?,
         Fault::Cut => trio.cut_off(victim),
+        Fault::Isolate => trio.isolate(victim),
     }
     let begun = Instant::now();
     loop {
@@ -151,17 +166,27 @@ async fn run(trio: &mut Trio, writer: &mut Writer, fault: Fault) -> Result<(u64,
         );
     }
     let until = writer::now_ns();
+    let lasted = begun.elapsed();
+    let writes = trio.lease_writes().await?;
     let gaps = led
         .iter()
         .map(|index| writer.acks(*index, |acks| longest_gap(acks, from, until)));
-    let gap = gaps.max().unwrap_or_default();
+    let run = Run {
+        gap: gaps.max().unwrap_or_default(),
+        errors: writer.errors(),
+        led: led.len(),
+        lasted,
+        lease_writes: writes
+            .zip(writes_before)
+            .map(|(after, before)| after.saturating_sub(before)),
+    };
     match fault {
         Fault::Hang => trio.resume(victim)?,
-        Fault::Cut => trio.heal(),
+        Fault::Cut | Fault::Isolate => trio.heal(),
         Fault::Stop | Fault::Kill => {}
     }
     whole(trio, writer).await?;
-    Ok((gap, writer.errors()))
+    Ok(run)
 }
 
 /// Starts what has ended, and waits until all replicas are in sync and writes go on.
@@ -190,6 +215,7 @@ impl Fault {
             Self::Kill => "killed (SIGKILL)",
             Self::Hang => "hung (SIGSTOP)",
             Self::Cut => "cut off",
+            Self::Isolate => "cut off from the other brokers only",
         }
     }
 
@@ -200,7 +226,7 @@ impl Fault {
         match self {
             Self::Stop => Duration::from_millis(200),
             Self::Kill => Duration::from_millis(1_500),
-            Self::Hang | Self::Cut => LEASE + Duration::from_secs(1),
+            Self::Hang | Self::Cut | Self::Isolate => LEASE + Duration::from_secs(1),
         }
     }
 }
@@ -224,7 +250,10 @@ fn table(options: &Options, measured: &[Measured]) -> String {
             let found = measured
                 .iter()
                 .find(|measured| measured.peer == peer && measured.fault == *fault);
-            found.map(|measured| [0.5, 0.99, 1.0].map(|q| quantile(&measured.gaps, q)))
+            found.map(|measured| {
+                let gaps: Vec<u64> = measured.runs.iter().map(|run| run.gap).collect();
+                [0.5, 0.99, 1.0].map(|q| quantile(&gaps, q))
+            })
         };
         let goal = u64::try_from(fault.goal().as_nanos()).unwrap_or(u64::MAX);
         let mut row = vec![fault.title().to_owned()];
@@ -240,18 +269,26 @@ fn table(options: &Options, measured: &[Measured]) -> String {
         "### Longest gap between acknowledged writes to a partition whose leader fails, {} runs of each\n\n{table}\n",
         options.runs
     );
-    for measured in measured.iter().filter(|measured| measured.errors > 0) {
-        let Measured {
-            peer,
-            fault,
-            errors,
-            ..
-        } = measured;
+    for Measured { peer, fault, runs } in measured {
+        let errors: usize = runs.iter().map(|run| run.errors).sum();
         // Writing to a string can't fail.
-        let _ = writeln!(
-            text,
-            "\n{peer:?}, {fault:?}: {errors} writes failed for good."
-        );
+        if errors > 0 {
+            let _ = writeln!(
+                text,
+                "\n{peer:?}, {fault:?}: {errors} writes failed for good."
+            );
+        }
+        let writes: Vec<u64> = runs.iter().filter_map(|run| run.lease_writes).collect();
+        if !writes.is_empty() {
+            let each = runs.len() as f64;
+            let mean = writes.iter().sum::<u64>() as f64 / each;
+            let led = runs.iter().map(|run| run.led).sum::<usize>() as f64 / each;
+            let lasted = runs.iter().map(|run| run.lasted.as_secs_f64()).sum::<f64>() / each;
+            let _ = writeln!(
+                text,
+                "\n{peer:?}, {fault:?}: {led:.0} partitions lost their leader; {mean:.0} Leases were written in the {lasted:.1} s from then until all went on, renewals of sessions among them."
+            );
+        }
     }
     text
 }

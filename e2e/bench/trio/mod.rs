@@ -95,6 +95,14 @@ impl Trio {
         }
     }
 
+    /// How many Leases were written, if that is what it coordinates by.
+    pub(crate) async fn lease_writes(&self) -> Result<Option<u64>> {
+        match self {
+            Self::Millrace { fleet, .. } => fleet.lease_writes().await.map(Some),
+            Self::Kafka(_) => Ok(None),
+        }
+    }
+
     /// SIGTERM, without waiting.
     pub(crate) fn begin_to_stop(&mut self, id: i32) -> Result<()> {
         match self {
@@ -130,8 +138,18 @@ impl Trio {
 
     /// Takes the broker's network cable out.
     pub(crate) fn cut_off(&self, id: i32) {
-        let others = (0..BROKERS).filter(|other| *other != id).map(Node::Broker);
-        for other in others.chain([Node::Api, Node::Client]) {
+        self.isolate(id);
+        self.cut(id, [Node::Api, Node::Client]);
+    }
+
+    /// Cuts it off from the other brokers only.
+    pub(crate) fn isolate(&self, id: i32) {
+        let others = (0..BROKERS).filter(|other| *other != id);
+        self.cut(id, others.map(Node::Broker));
+    }
+
+    fn cut(&self, id: i32, others: impl IntoIterator<Item = Node>) {
+        for other in others {
             self.wires()
                 .between(Node::Broker(id), other, |link| link.cut = true);
         }
