@@ -242,7 +242,7 @@ pub(crate) async fn a_status_with_all_its_fields_is_kept(objects: &Objects<'_>) 
                         "lastTransitionTime": "2026-01-01T00:00:00Z", "observedGeneration": 1}],
         "observedGeneration": 1, "replicas": 3, "readyReplicas": 2, "selector": "millrace.dev/cluster=reported",
         "controller": 1, "bootstrapAddress": "reported:7070", "version": "0.1.0", "topics": 2, "partitions": 12,
-        "partitionsOffline": 0, "partitionsUnderReplicated": 4,
+        "partitionsOffline": 0, "partitionsUnderReplicated": 4, "partitionsBelowMinIsr": 1,
         "brokers": [{"id": 0, "storeId": "s", "claimName": "data-0", "podName": "p", "rack": "a", "state": "Serving"}],
     });
     let written = objects.set_status(Cluster, name, &status).await;

@@ -5,6 +5,7 @@
 //! [`placement`], the objects of a Cluster, what is wrong with it, each status. What can't be watched brokers are asked for: [`figures`]. One of several
 //! operators acts, by [`election`].
 
+mod alive;
 mod cache;
 mod cluster;
 mod config;

@@ -3,6 +3,7 @@
 //! All objects of a Cluster have its label, by which they are watched: the operator's memory is bounded by Millrace's own objects, whatever else there is. Of
 //! nodes and namespaces, which are others', it keeps names and labels.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use futures::future::join_all;
@@ -23,6 +24,7 @@ use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
+use crate::alive::Alive;
 use crate::cache::Cache;
 use crate::figures::Figures;
 use crate::index::{ClusterId, Partitions, Records, Sessions};
@@ -51,6 +53,8 @@ pub(crate) struct View {
     pub(crate) records: Mutex<Records>,
     pub(crate) sessions: Mutex<Sessions>,
     pub(crate) figures: Mutex<Figures>,
+    /// What the statuses of each Cluster's Topics were last looked at for.
+    pub(crate) alive: Mutex<HashMap<ClusterId, Alive>>,
     pub(crate) cluster_queue: Arc<Queue<Cluster>>,
     pub(crate) topic_queue: Arc<Queue<Topic>>,
 }
@@ -77,6 +81,7 @@ impl View {
             records: Mutex::default(),
             sessions: Mutex::default(),
             figures: Mutex::default(),
+            alive: Mutex::default(),
             cluster_queue: Queue::new(),
             topic_queue: Queue::new(),
         })
@@ -155,12 +160,27 @@ impl View {
         }
     }
 
-    /// All Topics that name the Cluster.
     fn topics_of(&self, cluster: &ClusterId) {
-        for topic in self.topics.all() {
-            if cluster_of(&topic) == *cluster {
-                self.topic(&topic);
-            }
+        for topic in self.topics_naming(cluster) {
+            self.topic(&topic);
+        }
+    }
+
+    /// All Topics that name the Cluster.
+    fn topics_naming(&self, cluster: &ClusterId) -> impl Iterator<Item = Arc<Topic>> {
+        let topics = self.topics.all().into_iter();
+        topics.filter(move |topic| cluster_of(topic) == *cluster)
+    }
+
+    /// These brokers are alive. If that is news, the statuses of the Cluster's Topics may be others.
+    pub(crate) fn now_alive(&self, cluster: &ClusterId, alive: Alive) {
+        let before = self.alive.lock().insert(cluster.clone(), alive.clone());
+        if before == Some(alive) {
+            return;
+        }
+        for topic in self.topics_naming(cluster) {
+            let namespace = topic.namespace().unwrap_or_default();
+            self.topic_queue.gathered(&namespace, &topic.name_any());
         }
     }
 

@@ -68,6 +68,10 @@ pub struct ClusterStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub partitions_under_replicated: Option<i32>,
 
+    /// How many partitions have fewer in-sync replicas than `acks=all` needs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub partitions_below_min_isr: Option<i32>,
+
     /// The brokers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = MAX_BROKERS))]

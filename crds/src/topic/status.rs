@@ -92,10 +92,14 @@ pub struct PartitionState {
     #[serde(default)]
     #[schemars(length(max = MAX_REPLICATION_FACTOR))]
     pub replicas: Vec<i32>,
-    /// The brokers that are in sync.
+    /// The brokers that are up and in sync.
     #[serde(default)]
     #[schemars(length(max = MAX_REPLICATION_FACTOR))]
     pub isr: Vec<i32>,
+    /// The brokers that are away and hold all that was acknowledged: each may lead once it is back (Kafka's ELR).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_REPLICATION_FACTOR))]
+    pub eligible: Vec<i32>,
     /// The oldest offset that is held.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log_start_offset: Option<i64>,
@@ -105,12 +109,13 @@ pub struct PartitionState {
 }
 
 impl PartitionState {
-    /// How urgent it is: without a leader, then short of replicas, then all others.
-    fn rank(&self) -> u8 {
+    /// How urgent it is: without a leader, then short of what `acks=all` needs, then short of replicas, then all others.
+    fn rank(&self, needed: usize) -> u8 {
         match self.leader {
             None => 0,
-            Some(_) if self.isr.len() < self.replicas.len() => 1,
-            Some(_) => 2,
+            Some(_) if self.isr.len() < needed => 1,
+            Some(_) if self.isr.len() < self.replicas.len() => 2,
+            Some(_) => 3,
         }
     }
 }
@@ -128,7 +133,7 @@ impl TopicStatus {
         self.partitions_under_replicated = count(&|state| state.isr.len() < state.replicas.len());
         self.partitions_below_min_isr = count(&|state| state.isr.len() < needed);
         self.min_in_sync_replicas = Some(min_in_sync_replicas);
-        states.sort_by_key(|state| (state.rank(), state.partition));
+        states.sort_by_key(|state| (state.rank(needed), state.partition));
         states.truncate(MAX_LISTED_PARTITIONS);
         self.partition_states = states;
     }
@@ -145,6 +150,7 @@ mod tests {
             leader_epoch: 0,
             replicas: vec![0, 1, 2],
             isr: isr.to_vec(),
+            eligible: Vec::new(),
             log_start_offset: Some(0),
             high_watermark: Some(10),
         }
@@ -164,7 +170,7 @@ mod tests {
         assert_eq!(status.partitions_below_min_isr, Some(2));
         assert_eq!(status.partition_states.len(), MAX_LISTED_PARTITIONS);
         let first = status.partition_states.iter().map(|state| state.partition);
-        assert_eq!(first.take(5).collect::<Vec<_>>(), [700, 500, 600, 0, 1]);
+        assert_eq!(first.take(5).collect::<Vec<_>>(), [700, 600, 500, 0, 1]);
     }
 
     #[test]

@@ -4,10 +4,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodCondition};
 use millrace_crds::cluster::status::{BrokerPhase, BrokerState};
+use millrace_crds::cluster::template::BROKER_CONTAINER;
 
 use super::objects::broker_name;
+use crate::alive::Alive;
 use crate::index::Broker;
 use crate::placement::Candidate;
 
@@ -97,6 +99,17 @@ impl Brokers {
         })
     }
 
+    /// Those that serve. One whose process has died is not alive, although it still has its session.
+    pub(crate) fn alive(&self) -> Alive {
+        let alive = self.pods.iter().filter_map(|(ordinal, pod)| {
+            let id = self.id(*ordinal)?;
+            let broker = self.sessions.get(&id)?;
+            let lives = broker.held && (passes_probe(pod) || is_first_process(pod, broker));
+            lives.then_some((id, broker.session.store_id))
+        });
+        Alive(alive.collect())
+    }
+
     /// The lowest release that a broker runs.
     pub(crate) fn version(&self) -> Option<String> {
         let held = self.sessions.values().filter(|broker| broker.held);
@@ -113,18 +126,48 @@ fn numbers(release: &str) -> Vec<u64> {
 }
 
 pub(crate) fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod
-        .status
-        .iter()
-        .flat_map(|s| s.conditions.iter().flatten());
-    let ready =
-        |c: &k8s_openapi::api::core::v1::PodCondition| c.type_ == "Ready" && c.status == "True";
-    pod.metadata.deletion_timestamp.is_none() && conditions.into_iter().any(ready)
+    pod.metadata.deletion_timestamp.is_none() && passes_probe(pod)
+}
+
+/// Whether it serves: one that is asked to end goes on until it has handed over.
+fn passes_probe(pod: &Pod) -> bool {
+    readiness(pod).is_some_and(|ready| ready.status == "True")
+}
+
+fn readiness(pod: &Pod) -> Option<&PodCondition> {
+    let mut conditions = pod.status.as_ref()?.conditions.iter().flatten();
+    conditions.find(|condition| condition.type_ == "Ready")
+}
+
+/// Whether the session is of the pod's only process so far, which has not been probed yet. It may lead for seconds before it is.
+fn is_first_process(pod: &Pod, broker: &Broker) -> bool {
+    if broker.pod_uid != pod.metadata.uid {
+        return false;
+    }
+    let statuses = pod.status.as_ref().map(|status| &status.container_statuses);
+    let mut containers = statuses.into_iter().flatten().flatten();
+    let container = containers.find(|container| container.name == BROKER_CONTAINER);
+    // The session may be known before the start of the process that holds it.
+    let Some(state) = container.and_then(|container| container.state.as_ref()) else {
+        return true;
+    };
+    let since = readiness(pod).and_then(|ready| ready.last_transition_time.as_ref());
+    let running = state.running.as_ref();
+    let ceased_to_be_ready = match (
+        since,
+        running.and_then(|running| running.started_at.as_ref()),
+    ) {
+        (Some(since), Some(started)) => since.0 > started.0,
+        _ => false,
+    };
+    let restarts = container.map_or(0, |container| container.restart_count);
+    restarts == 0 && state.terminated.is_none() && !ceased_to_be_ready
 }
 
 #[cfg(test)]
 mod tests {
     use millrace_crds::coordination::BrokerSession;
+    use serde_json::json;
     use uuid::Uuid;
 
     use super::*;
@@ -142,6 +185,7 @@ mod tests {
             let broker = Broker {
                 session,
                 held: true,
+                pod_uid: Some(format!("{pod}-uid")),
                 epoch: 1,
             };
             (*id, broker)
@@ -167,6 +211,144 @@ mod tests {
         assert_eq!(ids(&brokers(&swapped)), [1, 0, 2]);
         // Broker 2's volume is in pod 0: pod 2 has none that it could propose.
         assert_eq!(ids(&brokers(&[(2, "main-broker-0", "0.1.0")])), [2, 1]);
+    }
+
+    #[test]
+    fn a_broker_is_alive_if_its_pod_is_ready_or_its_first_process_has_the_session() {
+        // The session's process is of pod `main-broker-0-uid`; its container was started at second 5.
+        let running = json!({"running": {"startedAt": "2026-01-01T00:00:05Z"}});
+        let crashed = json!({"waiting": {"reason": "CrashLoopBackOff"}});
+        let made = json!({"waiting": {"reason": "ContainerCreating"}});
+        let ended = json!({"terminated": {"exitCode": 137}});
+        for (case, uid, ready, since, restarts, state, held, alive) in [
+            (
+                "serves",
+                "main-broker-0-uid",
+                "True",
+                8,
+                0,
+                &running,
+                true,
+                true,
+            ),
+            (
+                "ended in good order",
+                "main-broker-0-uid",
+                "True",
+                8,
+                0,
+                &running,
+                false,
+                false,
+            ),
+            (
+                "not probed yet",
+                "main-broker-0-uid",
+                "False",
+                4,
+                0,
+                &running,
+                true,
+                true,
+            ),
+            (
+                "not probed yet, the session is its predecessor's",
+                "new",
+                "False",
+                4,
+                0,
+                &running,
+                true,
+                false,
+            ),
+            (
+                "ceased to be ready",
+                "main-broker-0-uid",
+                "False",
+                20,
+                0,
+                &running,
+                true,
+                false,
+            ),
+            (
+                "started, says its session",
+                "main-broker-0-uid",
+                "False",
+                4,
+                0,
+                &made,
+                true,
+                true,
+            ),
+            (
+                "its first process died",
+                "main-broker-0-uid",
+                "False",
+                20,
+                0,
+                &ended,
+                true,
+                false,
+            ),
+            (
+                "crashed",
+                "main-broker-0-uid",
+                "False",
+                20,
+                1,
+                &crashed,
+                true,
+                false,
+            ),
+            (
+                "a later process",
+                "main-broker-0-uid",
+                "False",
+                4,
+                1,
+                &running,
+                true,
+                false,
+            ),
+            (
+                "a later process, ready",
+                "main-broker-0-uid",
+                "True",
+                8,
+                1,
+                &running,
+                true,
+                true,
+            ),
+        ] {
+            let pod = json!({
+                "metadata": {"uid": uid},
+                "status": {
+                    "conditions": [{"type": "Ready", "status": ready, "lastTransitionTime": format!("2026-01-01T00:00:{since:02}Z")}],
+                    "containerStatuses": [{
+                        "name": "broker", "image": "", "imageID": "", "ready": false, "restartCount": restarts, "state": state,
+                    }],
+                },
+            });
+            let mut brokers = brokers(&[(7, "main-broker-0", "0.1.0")]);
+            brokers.sessions.get_mut(&7).unwrap().held = held;
+            brokers
+                .pods
+                .insert(0, Arc::new(serde_json::from_value(pod).unwrap()));
+            let expected = alive.then_some((7, Uuid::nil()));
+            assert_eq!(
+                brokers.alive(),
+                Alive(expected.into_iter().collect()),
+                "{case}"
+            );
+            brokers.pods.clear();
+            assert_eq!(
+                brokers.alive(),
+                Alive::default(),
+                "{case}, and its pod is gone"
+            );
+        }
     }
 
     #[test]

@@ -27,6 +27,7 @@ use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
 use millrace_crds::Cluster;
 use millrace_crds::conditions::Reason;
+use millrace_crds::coordination::TopicState;
 use serde_json::json;
 use tracing::info;
 use uuid::Uuid;
@@ -62,6 +63,7 @@ pub(crate) async fn reconcile(
         });
     }
     let seen = see(&context, &id);
+    context.view.now_alive(&id, seen.brokers.alive());
     let set = context
         .view
         .stateful_sets
@@ -137,20 +139,23 @@ fn see(context: &Context, id: &ClusterId) -> Seen {
         claim.namespace().as_deref() == Some(&id.namespace) && ordinal.is_some()
     });
     let claims = claims.collect();
-    let min_in_sync: HashMap<Uuid, usize> = view
-        .records
-        .lock()
-        .of(id)
+    let records = view.records.lock();
+    let topics = records.of(id).count();
+    // One that is kept without its Topic, or is being deleted, has no leaders on purpose.
+    let active = records.of(id).filter(|r| r.state == TopicState::Active);
+    let served: HashMap<_, _> = active
         .map(|record| {
-            let min = record.config.min_insync_replicas.unwrap_or(1);
-            (record.topic_id, min as usize)
+            let needed = record.config.min_insync_replicas.unwrap_or(1);
+            (record.topic_id, needed as usize)
         })
         .collect();
-    let topics = min_in_sync.len();
+    drop(records);
     let partitions = view.partitions.lock();
     let counts = Counts::of(
         i32::try_from(topics).unwrap_or(i32::MAX),
-        partitions.topics(id).map(|(_, topic)| topic),
+        &served,
+        partitions.topics(id),
+        &brokers.alive(),
     );
     let held = partitions.topics(id).flat_map(|(_, topic)| {
         let there = topic.there.values();
@@ -158,10 +163,12 @@ fn see(context: &Context, id: &ClusterId) -> Seen {
         replicas.chain(topic.reserved.values().flatten().copied())
     });
     let holding = brokers.pods_for(held);
-    let assigned = partitions.topics(id).flat_map(|(topic_id, topic)| {
-        let min_in_sync = min_in_sync.get(topic_id).copied().unwrap_or(1);
+    let served = partitions
+        .topics(id)
+        .filter_map(|(topic_id, topic)| Some((topic, *served.get(topic_id)?)));
+    let assigned = served.flat_map(|(topic, needed)| {
         let there = topic.there.values();
-        there.map(move |held| (&held.lease.assignment, min_in_sync))
+        there.map(move |held| (&held.lease.assignment, needed))
     });
     let needed = restart::needed(assigned).into_iter();
     let needed = needed.map(|id| brokers.ordinal_of(id)).collect();

@@ -36,6 +36,7 @@ pub(super) async fn remove(
     }
     context.set_finalizer(cluster, FINALIZER, false).await?;
     context.view.partitions.lock().forget_cluster(id);
+    context.view.alive.lock().remove(id);
     Ok(true)
 }
 

@@ -1,14 +1,18 @@
 //! What is said of a Cluster: pure.
 
+use std::collections::HashMap;
+
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use millrace_crds::cluster::status::{BrokerPhase, ClusterStatus};
 use millrace_crds::conditions::{ConditionStatus, ConditionType, Observed, Reason, set_condition};
 use millrace_crds::{Cluster, ClusterSpec};
+use uuid::Uuid;
 
 use super::brokers::Brokers;
 use super::objects;
 use super::restart::Restart;
+use crate::alive::Alive;
 use crate::index::Topic;
 use crate::problem::Problem;
 
@@ -21,23 +25,36 @@ pub(super) struct Counts {
     /// Of those that are offline: they had a leader once.
     pub(super) lost_leader: i32,
     pub(super) under_replicated: i32,
+    pub(super) below_min_isr: i32,
 }
 
 impl Counts {
-    pub(super) fn of<'a>(topics: i32, partitions: impl Iterator<Item = &'a Topic>) -> Self {
+    /// Of topics that are served, with the in-sync replicas that each needs, their partitions are to be well.
+    pub(super) fn of<'a>(
+        topics: i32,
+        served: &HashMap<Uuid, usize>,
+        partitions: impl Iterator<Item = (&'a Uuid, &'a Topic)>,
+        alive: &Alive,
+    ) -> Self {
         let mut counts = Self {
             topics,
             ..Self::default()
         };
-        for held in partitions.flat_map(|topic| topic.there.values()) {
-            let assignment = &held.lease.assignment;
-            counts.partitions += 1;
-            if assignment.leader.is_none() {
-                counts.offline += 1;
-                counts.lost_leader += i32::from(!assignment.isr.is_empty());
+        for (topic_id, topic) in partitions {
+            counts.partitions += count(topic.there.len());
+            let Some(needed) = served.get(topic_id) else {
+                continue;
+            };
+            for held in topic.there.values() {
+                let assignment = &held.lease.assignment;
+                if alive.leader(assignment).is_none() {
+                    counts.offline += 1;
+                    counts.lost_leader += i32::from(!assignment.isr.is_empty());
+                }
+                let in_sync = alive.in_sync(assignment).len();
+                counts.under_replicated += i32::from(in_sync < assignment.replicas.len());
+                counts.below_min_isr += i32::from(in_sync < *needed);
             }
-            let short = assignment.isr.len() < assignment.replicas.len();
-            counts.under_replicated += i32::from(short);
         }
         counts
     }
@@ -89,6 +106,7 @@ pub(super) fn status(cluster: &Cluster, found: &Found<'_>, now: &Time) -> Cluste
         partitions: Some(found.counts.partitions),
         partitions_offline: Some(found.counts.offline),
         partitions_under_replicated: Some(found.counts.under_replicated),
+        partitions_below_min_isr: Some(found.counts.below_min_isr),
         brokers,
     }
 }
@@ -113,7 +131,7 @@ fn conditions_of(spec: &ClusterSpec, found: &Found<'_>, ready: i32) -> [Observed
     };
     let stalled = lack.as_ref().is_some_and(|problem| problem.stalled);
     let reconciling = lack.is_some() && !stalled && !spec.paused;
-    let (degraded, degraded_reason, degraded_message) = degraded(found);
+    let (degraded, degraded_reason, degraded_message) = degraded(&found.counts);
     [
         observed(
             ConditionType::Ready,
@@ -203,8 +221,8 @@ fn lack(spec: &ClusterSpec, found: &Found<'_>, ready: i32) -> Option<Problem> {
     })
 }
 
-fn degraded(found: &Found<'_>) -> (bool, Reason, String) {
-    let counts = &found.counts;
+/// The gravest of what is wrong with partitions.
+fn degraded(counts: &Counts) -> (bool, Reason, String) {
     if counts.lost_leader > 0 {
         let message = format!(
             "{} of {} partitions have no leader: none of their in-sync replicas is up. Bring the brokers back that held them",
@@ -212,7 +230,17 @@ fn degraded(found: &Found<'_>) -> (bool, Reason, String) {
         );
         return (true, Reason::PartitionsOffline, message);
     }
-    let under = counts.under_replicated - (counts.offline - counts.lost_leader);
+    // Those that never had a leader hold nothing that could be short.
+    let fresh = counts.offline - counts.lost_leader;
+    let below = counts.below_min_isr - fresh;
+    if below > 0 {
+        let message = format!(
+            "{below} of {} partitions have fewer in-sync replicas than acks=all needs, and refuse it. Bring the brokers back that are not up",
+            counts.partitions
+        );
+        return (true, Reason::BelowMinIsr, message);
+    }
+    let under = counts.under_replicated - fresh;
     if under > 0 {
         let message = format!(
             "{under} of {} partitions have fewer in-sync replicas than replicas",
@@ -227,4 +255,100 @@ fn degraded(found: &Found<'_>) -> (bool, Reason, String) {
 
 fn count(number: usize) -> i32 {
     i32::try_from(number).unwrap_or(i32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use millrace_crds::coordination::{Held, Leader, PartitionAssignment, PartitionLease, Replica};
+
+    use super::*;
+    use crate::index;
+
+    const STORE: Uuid = Uuid::nil();
+
+    /// A topic of one partition with three replicas: its leader and ISR as the Lease says.
+    fn topic(leader: Option<i32>, isr: &[i32]) -> Topic {
+        let mut assignment = PartitionAssignment::new(Uuid::nil(), 0, vec![0, 1, 2]);
+        let broker_epoch = 1;
+        assignment.leader = leader.map(|id| Leader { id, broker_epoch });
+        let isr = isr.iter().map(|id| Replica {
+            id: *id,
+            store: STORE,
+        });
+        assignment.isr = isr.collect();
+        let lease = PartitionLease {
+            assignment,
+            held: Held::default(),
+        };
+        let resource_version = String::new();
+        let mut topic = Topic::default();
+        topic.there.insert(
+            0,
+            index::Held {
+                lease,
+                resource_version,
+            },
+        );
+        topic
+    }
+
+    #[test]
+    fn the_gravest_is_told_of_those_that_are_alive() {
+        let whole = || topic(Some(0), &[0, 1, 2]);
+        let at_minimum = || topic(Some(0), &[0, 1]);
+        let lost = || topic(None, &[1, 2]);
+        let fresh = || topic(None, &[]);
+        let (served, kept) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        // Topic and what it holds, brokers alive; offline, under-replicated, below the minimum of two.
+        for (id, topic, alive, counted, reason) in [
+            (
+                served,
+                whole(),
+                &[0, 1, 2][..],
+                (0, 0, 0),
+                Reason::AsSpecified,
+            ),
+            (served, whole(), &[0, 1], (0, 1, 0), Reason::UnderReplicated),
+            (served, whole(), &[0], (0, 1, 1), Reason::BelowMinIsr),
+            (
+                served,
+                at_minimum(),
+                &[0, 1, 2],
+                (0, 1, 0),
+                Reason::UnderReplicated,
+            ),
+            (
+                served,
+                at_minimum(),
+                &[0, 2],
+                (0, 1, 1),
+                Reason::BelowMinIsr,
+            ),
+            (
+                served,
+                at_minimum(),
+                &[],
+                (1, 1, 1),
+                Reason::PartitionsOffline,
+            ),
+            (served, lost(), &[0], (1, 1, 1), Reason::PartitionsOffline),
+            (served, fresh(), &[0, 1, 2], (1, 1, 1), Reason::AsSpecified),
+            (kept, lost(), &[0, 1, 2], (0, 0, 0), Reason::AsSpecified),
+        ] {
+            let case = format!("{topic:?}, alive {alive:?}");
+            let alive = Alive(alive.iter().map(|id| (*id, STORE)).collect());
+            let needed = HashMap::from([(served, 2)]);
+            let counts = Counts::of(1, &needed, [(&id, &topic)].into_iter(), &alive);
+            let found = (
+                counts.offline,
+                counts.under_replicated,
+                counts.below_min_isr,
+            );
+            assert_eq!(found, counted, "{case}");
+            assert_eq!(counts.partitions, 1, "{case}");
+            let (degraded, found, _) = degraded(&counts);
+            assert_eq!(found, reason, "{case}");
+            assert_eq!(degraded, reason != Reason::AsSpecified, "{case}");
+        }
+    }
 }

@@ -15,6 +15,8 @@ pub(crate) struct Broker {
     pub(crate) session: BrokerSession,
     /// Someone holds the session: it did not end in good order.
     pub(crate) held: bool,
+    /// The pod of the process that holds it.
+    pub(crate) pod_uid: Option<String>,
     pub(crate) epoch: i32,
 }
 
@@ -43,6 +45,7 @@ impl Sessions {
             let (session, held) = BrokerSession::read(lease).ok()?;
             let new = Broker {
                 held: is_held(&held),
+                pod_uid: pod_uid(&held),
                 epoch: held.epoch,
                 session,
             };
@@ -100,4 +103,10 @@ impl Sessions {
 
 fn is_held(held: &Held) -> bool {
     held.holder.is_some()
+}
+
+/// A holder is `<pod>/<pod UID>/<random>`.
+fn pod_uid(held: &Held) -> Option<String> {
+    let uid = held.holder.as_deref()?.split('/').nth(1)?;
+    Some(uid.to_owned())
 }

@@ -22,6 +22,7 @@ use tracing::info;
 use self::decide::{Decision, Known, decide, missing};
 use self::removal::Progress;
 use self::status::Found;
+use crate::cluster::brokers;
 use crate::context::{Context, now};
 use crate::error::Error;
 use crate::index::{self, ClusterId};
@@ -245,6 +246,7 @@ async fn report(
     let found = Found {
         record,
         leases: &leases,
+        alive: &brokers(context, id).alive(),
         figures: figures.as_deref(),
         controller,
         problem,

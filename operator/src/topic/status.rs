@@ -5,9 +5,10 @@ use std::collections::HashMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 use millrace_crds::conditions::{ConditionStatus, ConditionType, Observed, Reason, set_condition};
-use millrace_crds::coordination::TopicRecord;
+use millrace_crds::coordination::{TopicRecord, TopicState};
 use millrace_crds::{PartitionState, Topic, TopicStatus};
 
+use crate::alive::Alive;
 use crate::figures::TopicFigures;
 use crate::index;
 use crate::problem::Problem;
@@ -17,6 +18,7 @@ pub(super) struct Found<'a> {
     /// The topic's record, if the Topic has one.
     pub(super) record: Option<&'a TopicRecord>,
     pub(super) leases: &'a index::Topic,
+    pub(super) alive: &'a Alive,
     /// What brokers say; none if they have not been asked yet.
     pub(super) figures: Option<&'a TopicFigures>,
     /// A broker of the Cluster is controller.
@@ -38,7 +40,8 @@ pub(super) fn status(topic: &Topic, found: &Found<'_>, now: &Time) -> TopicStatu
         status.replication_factor = i32::try_from(config.replication_factor).ok();
         let min = config.min_insync_replicas.unwrap_or(1);
         status.min_in_sync_replicas = i32::try_from(min).ok();
-        let mut states: Vec<_> = found.leases.there.values().map(state).collect();
+        let there = found.leases.there.values();
+        let mut states: Vec<_> = there.map(|held| state(held, found.alive)).collect();
         match found.figures {
             Some(figures) => {
                 status.size_bytes = size(&states, figures);
@@ -63,14 +66,15 @@ pub(super) fn status(topic: &Topic, found: &Found<'_>, now: &Time) -> TopicStatu
     status
 }
 
-fn state(held: &index::Held) -> PartitionState {
+fn state(held: &index::Held, alive: &Alive) -> PartitionState {
     let assignment = &held.lease.assignment;
     PartitionState {
         partition: assignment.partition,
-        leader: assignment.leader.map(|leader| leader.id),
+        leader: alive.leader(assignment),
         leader_epoch: held.lease.held.epoch,
         replicas: assignment.replicas.clone(),
-        isr: assignment.isr.iter().map(|replica| replica.id).collect(),
+        isr: alive.in_sync(assignment),
+        eligible: alive.eligible(assignment),
         log_start_offset: None,
         high_watermark: None,
     }
@@ -172,16 +176,24 @@ fn lack(topic: &Topic, status: &TopicStatus, found: &Found<'_>) -> Option<Proble
     Some(Problem::passing(
         Reason::PartitionsOffline,
         format!(
-            "{offline} of {wanted} partitions have no leader; one is elected as soon as a broker of their in-sync replicas is up (status.partitionStates)"
+            "{offline} of {wanted} partitions have no leader; one is elected as soon as a broker that may lead is up (status.partitionStates[].eligible)"
         ),
     ))
 }
 
 fn degraded(status: &TopicStatus, found: &Found<'_>) -> (bool, Reason, String) {
+    if found
+        .record
+        .is_some_and(|record| record.state == TopicState::Deleting)
+    {
+        // Replicas leave on purpose.
+        let message = "its records are being deleted".to_owned();
+        return (false, Reason::Deleting, message);
+    }
     let partitions = status.partitions.unwrap_or(0);
     let there = found.leases.there.values();
     let lost_leader = there
-        .filter(|held| held.lease.assignment.leader.is_none() && has_led(held))
+        .filter(|held| found.alive.leader(&held.lease.assignment).is_none() && has_led(held))
         .count();
     // Those that never had a leader hold nothing that could be short.
     let fresh = i32::try_from(found.leases.there.len() - found.led()).unwrap_or(0);
@@ -193,7 +205,7 @@ fn degraded(status: &TopicStatus, found: &Found<'_>) -> (bool, Reason, String) {
     }
     if below > 0 {
         let message = format!(
-            "{below} of {partitions} partitions have fewer in-sync replicas than the {} that acks=all needs, and refuse it",
+            "{below} of {partitions} partitions have fewer in-sync replicas than the {} that acks=all needs, and refuse it. Bring the brokers back that are not up",
             status.min_in_sync_replicas.unwrap_or(1)
         );
         return (true, Reason::BelowMinIsr, message);
@@ -232,7 +244,8 @@ pub(super) fn full_name(topic: &Topic) -> String {
 #[cfg(test)]
 mod tests {
     use k8s_openapi::jiff::Timestamp;
-    use millrace_crds::coordination::{Held, PartitionAssignment, PartitionLease, TopicState};
+    use millrace_crds::conditions::condition;
+    use millrace_crds::coordination::{Held, Leader, PartitionAssignment, PartitionLease, Replica};
     use serde_json::json;
     use uuid::Uuid;
 
@@ -252,22 +265,25 @@ mod tests {
         topic
     }
 
-    /// The status of a topic with two partitions.
-    fn shown(before: Option<TopicStatus>, figures: Option<&TopicFigures>) -> TopicStatus {
-        let topic = topic(before);
-        let record = TopicRecord {
+    fn record(state: TopicState) -> TopicRecord {
+        let topic = topic(None);
+        TopicRecord {
             topic_id: TOPIC,
             namespace: "shop".into(),
             topic: "orders".into(),
             topic_uid: "uid".into(),
-            state: TopicState::Active,
+            state,
             partitions_made: 2,
             config: (&topic).try_into().unwrap(),
-        };
+        }
+    }
+
+    fn leases(assignments: impl IntoIterator<Item = PartitionAssignment>) -> index::Topic {
         let mut leases = index::Topic::default();
-        for partition in 0..2 {
+        for assignment in assignments {
+            let partition = assignment.partition;
             let lease = PartitionLease {
-                assignment: PartitionAssignment::new(TOPIC, partition, vec![0]),
+                assignment,
                 held: Held::default(),
             };
             let held = index::Held {
@@ -276,14 +292,21 @@ mod tests {
             };
             leases.there.insert(partition, held);
         }
+        leases
+    }
+
+    /// The status of a topic with two partitions.
+    fn shown(before: Option<TopicStatus>, figures: Option<&TopicFigures>) -> TopicStatus {
+        let new = |partition| PartitionAssignment::new(TOPIC, partition, vec![0]);
         let found = Found {
-            record: Some(&record),
-            leases: &leases,
+            record: Some(&record(TopicState::Active)),
+            leases: &leases((0..2).map(new)),
+            alive: &Alive::default(),
             figures,
             controller: true,
             problem: None,
         };
-        status(&topic, &found, &Time(Timestamp::UNIX_EPOCH))
+        status(&topic(before), &found, &Time(Timestamp::UNIX_EPOCH))
     }
 
     fn figures(high_watermarks: &[(i32, i64)]) -> TopicFigures {
@@ -326,5 +349,81 @@ mod tests {
         let asked = shown(Some(before), Some(&TopicFigures::new()));
         assert_eq!(high_watermarks(&asked), [None, None]);
         assert_eq!(asked.size_bytes, None);
+    }
+
+    #[test]
+    fn the_gravest_is_told_of_replicas_that_are_alive() {
+        use Reason::{AsSpecified, BelowMinIsr, Deleting, PartitionsOffline, UnderReplicated};
+        let store = Uuid::nil();
+        // ISR of one of two partitions with three replicas, the brokers alive; offline, under-replicated and below the minimum of two.
+        for (isr, alive, state, counted, reason) in [
+            (
+                &[0, 1, 2][..],
+                &[0, 1, 2][..],
+                TopicState::Active,
+                [0, 0, 0],
+                AsSpecified,
+            ),
+            (
+                &[0, 1, 2],
+                &[0, 1],
+                TopicState::Active,
+                [0, 2, 0],
+                UnderReplicated,
+            ),
+            (
+                &[0, 1],
+                &[0, 1, 2],
+                TopicState::Active,
+                [0, 1, 0],
+                UnderReplicated,
+            ),
+            (&[0, 1], &[0, 2], TopicState::Active, [0, 2, 1], BelowMinIsr),
+            (&[0, 1], &[0], TopicState::Active, [0, 2, 2], BelowMinIsr),
+            (
+                &[0, 1],
+                &[],
+                TopicState::Active,
+                [2, 2, 2],
+                PartitionsOffline,
+            ),
+            // One that has never had a leader is short of nothing.
+            (&[], &[0, 1, 2], TopicState::Active, [1, 1, 1], AsSpecified),
+            (&[0], &[0, 1, 2], TopicState::Deleting, [0, 1, 1], Deleting),
+        ] {
+            let case = format!("ISR {isr:?}, alive {alive:?}");
+            let assignment = |partition, isr: &[i32]| {
+                let mut assignment = PartitionAssignment::new(TOPIC, partition, vec![0, 1, 2]);
+                assignment.isr = isr.iter().map(|id| Replica { id: *id, store }).collect();
+                let (id, broker_epoch) = (0, 1);
+                assignment.leader = (!isr.is_empty()).then_some(Leader { id, broker_epoch });
+                assignment
+            };
+            let mut record = record(state);
+            record.config.min_insync_replicas = Some(2);
+            let found = Found {
+                record: Some(&record),
+                leases: &leases([assignment(0, isr), assignment(1, &[0, 1, 2])]),
+                alive: &Alive(alive.iter().map(|id| (*id, store)).collect()),
+                figures: None,
+                controller: true,
+                problem: None,
+            };
+            let status = status(&topic(None), &found, &Time(Timestamp::UNIX_EPOCH));
+            let found = [
+                status.partitions_offline,
+                status.partitions_under_replicated,
+                status.partitions_below_min_isr,
+            ];
+            assert_eq!(found, counted.map(Some), "{case}");
+            let degraded = condition(&status.conditions, ConditionType::Degraded).unwrap();
+            assert_eq!(degraded.reason, reason.as_str(), "{case}");
+            let holds = ![AsSpecified, Deleting].contains(&reason);
+            assert_eq!(
+                degraded.status,
+                ConditionStatus::from(holds).as_str(),
+                "{case}"
+            );
+        }
     }
 }
