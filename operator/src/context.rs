@@ -16,8 +16,8 @@ use tokio::sync::Mutex;
 use tracing::warn;
 
 use crate::error::{Doing, Error};
-use crate::observe::Metrics;
-use crate::problem::Problem;
+use crate::news::{News, news};
+use crate::observe::{Kind, Metrics};
 use crate::view::View;
 
 /// Who the operator is to the API server, as a manager of fields.
@@ -71,15 +71,23 @@ impl Context {
         }
     }
 
-    /// Says in an Event what needs a person, unless the conditions that were told before say so already.
-    pub(crate) async fn warn_of<K>(&self, object: &K, told: &[Condition], problem: Option<Problem>)
-    where
+    /// Says in Events what is new in the conditions of an object, compared with those that were told before.
+    pub(crate) async fn tell<K>(
+        &self,
+        kind: Kind,
+        object: &K,
+        told: &[Condition],
+        now: &[Condition],
+    ) where
         K: Resource<DynamicType = ()>,
     {
-        if let Some(problem) = problem.filter(|problem| problem.is_news(told)) {
-            let reason = problem.reason.as_str();
-            self.event(object, EventType::Warning, reason, problem.message)
-                .await;
+        for News {
+            type_,
+            reason,
+            note,
+        } in news(kind, told, now)
+        {
+            self.event(object, type_, &reason, note).await;
         }
     }
 

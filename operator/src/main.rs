@@ -15,6 +15,7 @@ mod election;
 mod error;
 mod figures;
 mod index;
+mod news;
 mod observe;
 mod placement;
 mod problem;

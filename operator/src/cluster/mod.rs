@@ -39,6 +39,7 @@ use self::status::{Counts, Found};
 use crate::context::{Context, now};
 use crate::error::{Doing, Error, conflict, not_found};
 use crate::index::ClusterId;
+use crate::observe::Kind;
 use crate::problem::Problem;
 
 /// What can't be watched, such as why pods could not be made, is looked at again after this.
@@ -395,7 +396,8 @@ async fn report(
             .status
             .as_ref()
             .map_or(&[][..], |status| &status.conditions);
-        context.warn_of(cluster, told, found.problem).await;
+        let now = &status.conditions;
+        context.tell(Kind::Cluster, cluster, told, now).await;
         info!(
             cluster = id.name,
             namespace = id.namespace,

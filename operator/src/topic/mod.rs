@@ -26,6 +26,7 @@ use crate::cluster::brokers;
 use crate::context::{Context, now};
 use crate::error::Error;
 use crate::index::{self, ClusterId};
+use crate::observe::Kind;
 use crate::problem::Problem;
 use crate::record::{self, Written};
 use crate::view::cluster_of;
@@ -258,7 +259,8 @@ async fn report(
             .status
             .as_ref()
             .map_or(&[][..], |status| &status.conditions);
-        context.warn_of(topic, told, found.problem).await;
+        let now = &status.conditions;
+        context.tell(Kind::Topic, topic, told, now).await;
     }
     Ok(Action::await_change())
 }
