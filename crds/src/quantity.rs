@@ -26,6 +26,9 @@ pub(crate) const TIME_PATTERN: &str = r"^[0-9]+(ms|s|m|h|d|w)( ?[0-9]+(ms|s|m|h|
 pub(crate) const RETENTION_TIME_PATTERN: &str =
     r"^(forever|[0-9]+(ms|s|m|h|d|w)( ?[0-9]+(ms|s|m|h|d|w))*)$";
 
+/// `10s`, `1m30s`: what CEL reads as a `duration`, for rules.
+pub(crate) const SHORT_TIME_PATTERN: &str = r"^([0-9]+(ms|s|m|h))+$";
+
 /// The most characters of a size or a time: enough for any, and few enough for the API server to let rules read them.
 pub(crate) const MAX_SIZE_LENGTH: usize = 32;
 pub(crate) const MAX_TIME_LENGTH: usize = 64;
@@ -37,6 +40,14 @@ pub(crate) fn size_between(field: &str, min: &str, max: &str) -> Rule {
         "{size}.compareTo(quantity('{min}')) >= 0 && {size}.compareTo(quantity('{max}')) <= 0"
     ))
     .message(format!("{field} must be from {min} to {max} bytes").as_str())
+}
+
+/// The same for a time that is written as [`SHORT_TIME_PATTERN`] says.
+pub(crate) fn time_between(field: &str, min: &str, max: &str) -> Rule {
+    Rule::new(format!(
+        "duration(self) >= duration('{min}') && duration(self) <= duration('{max}')"
+    ))
+    .message(format!("{field} must be from {min} to {max}").as_str())
 }
 
 /// A size as a `quantity` of CEL, which reads Kubernetes' notation only.

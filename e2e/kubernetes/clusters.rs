@@ -24,6 +24,7 @@ pub(crate) async fn good_ones_are_accepted(objects: &Objects<'_>) {
         "rack: {topologyKey: kubernetes.io/hostname}",
         "config: {blockCache: 1GiB, maxRequest: 8MiB, requestMemory: 32MiB, drain: 10s, log: {level: 'info,millrace_broker=debug'}}",
         "config: {maxRequest: 65536}",
+        "config: {replicaLag: 1m30s}",
         "lease: {durationSeconds: 10, renewSeconds: 5}",
         "paused: true",
         "image: registry.example:5000/millrace@sha256:0123\nimagePullPolicy: Always\nimagePullSecrets: [{name: a}]",
@@ -118,6 +119,14 @@ pub(crate) async fn bad_ones_are_refused_with_a_sentence(objects: &Objects<'_>) 
         (
             "config: {drain: soon}",
             "spec.config.drain in body should match",
+        ),
+        (
+            "config: {replicaLag: 1s}",
+            "replicaLag must be from 2s to 1h",
+        ),
+        (
+            "config: {replicaLag: 1d}",
+            "spec.config.replicaLag in body should match",
         ),
         (
             "config: {writeBuffers: 1}",

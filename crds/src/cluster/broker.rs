@@ -8,7 +8,10 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::quantity::{ByteQuantity, MAX_TIME_LENGTH, TIME_PATTERN, size_between, size_in_cel};
+use crate::quantity::{
+    ByteQuantity, MAX_TIME_LENGTH, SHORT_TIME_PATTERN, TIME_PATTERN, size_between, size_in_cel,
+    time_between,
+};
 
 /// The brokers' own settings. A change of any of them restarts the brokers, one at a time, which the operator does.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +82,13 @@ pub struct BrokerConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_TIME_LENGTH), regex(pattern = TIME_PATTERN))]
     pub producer_expiration: Option<String>,
+
+    /// A replica that has not had all of its leader's log at any time within so long, such as `10s`, is no longer in sync: `acks=all` does not wait for it any more
+    /// (Kafka's `replica.lag.time.max.ms`). Shorter: a broker that is slow delays producers less. Longer: a pause costs it its place less often.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = MAX_TIME_LENGTH), regex(pattern = SHORT_TIME_PATTERN))]
+    #[x_kube(validation = time_between("replicaLag", "2s", "1h"))]
+    pub replica_lag: Option<String>,
 
     /// How long clients may take to end their streams when a broker stops. What was accepted is finished in any case.
     #[serde(skip_serializing_if = "Option::is_none")]

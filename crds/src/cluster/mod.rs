@@ -307,6 +307,10 @@ mod tests {
                 json!({"listeners": [{"name": "a", "port": 8000, "type": "NodePort"}]}),
                 false,
             ),
+            (json!({"config": {"replicaLag": "2s"}}), true),
+            (json!({"config": {"replicaLag": "1m30s"}}), true),
+            (json!({"config": {"replicaLag": "1999ms"}}), false),
+            (json!({"config": {"replicaLag": "61m"}}), false),
             (json!({"topicNamespaces": {"from": "Listed"}}), false),
             (
                 json!({"topicNamespaces": {"from": "Listed", "names": ["shop"]}}),

@@ -105,6 +105,7 @@ fn written(config: &BrokerConfig) -> impl Iterator<Item = (&'static str, String)
             "MILLRACE_PRODUCER_EXPIRATION",
             text(config.producer_expiration.as_ref()),
         ),
+        ("MILLRACE_REPLICA_LAG", text(config.replica_lag.as_ref())),
         ("MILLRACE_DRAIN", text(config.drain.as_ref())),
         ("MILLRACE_LOG_JSON", json.then(|| "true".to_owned())),
         ("RUST_LOG", config.log.level.clone()),
