@@ -8,6 +8,7 @@
 
 mod chart;
 mod clusters;
+mod degraded;
 mod failures;
 mod installed;
 mod journey;
@@ -83,6 +84,10 @@ const INSTALLATIONS: &[(&str, Installation)] = &[
     (
         "outage::producers_and_consumers_go_on_without_the_api_server",
         outage::producers_and_consumers_go_on_without_the_api_server,
+    ),
+    (
+        "degraded::conditions_and_events_tell_when_it_begins_and_when_it_is_over",
+        degraded::conditions_and_events_tell_when_it_begins_and_when_it_is_over,
     ),
     (
         "failures::nothing_acknowledged_is_lost",
