@@ -14,8 +14,6 @@ use crate::plan::{Fault, Kind, Plan};
 const LOOK: Duration = Duration::from_millis(100);
 /// What ends by itself is started again after this time, as Kubernetes would.
 const RESTART: Duration = Duration::from_secs(1);
-/// A volume is lost only while all replicas are in sync; for that one waits no longer than this.
-const WHOLE_WITHIN: Duration = Duration::from_secs(60);
 
 /// What it works on, and what it noticed.
 pub(crate) struct Nemesis<'a> {
@@ -23,6 +21,8 @@ pub(crate) struct Nemesis<'a> {
     pub(crate) load: &'a Load,
     /// How many replicas `acks=all` waits for: one volume fewer may be lost.
     pub(crate) min_in_sync: usize,
+    /// While nothing is broken, all replicas must be in sync within this time.
+    pub(crate) whole_within: Duration,
     /// Ends of brokers that no one asked for.
     pub(crate) own_ends: Vec<String>,
     /// What must not happen, besides what the history tells.
@@ -46,11 +46,15 @@ impl Nemesis<'_> {
                 break;
             }
             if fault.kind == Kind::Wipe && !self.may_wipe().await? {
-                self.say(&fault, "left out: not all replicas are in sync");
+                self.say(&fault, "left out: one more volume lost may lose records");
                 continue;
             }
             self.befall(&fault, fault.lasts.min(left)).await?;
             faults += 1;
+            // A broker that stands aside after it could not write must come back by itself.
+            if fault.kind == Kind::FillDisk {
+                self.become_whole("after a disk was full").await?;
+            }
         }
         Ok(faults)
     }
@@ -59,7 +63,11 @@ impl Nemesis<'_> {
         self.say(fault, &format!("for {lasts:.1?}"));
         let from = self.load.recorder.now();
         self.begin(fault).await?;
-        self.wait_without(lasts, &fault.brokers).await?;
+        let off: &[i32] = match fault.kind.takes_away() {
+            true => &fault.brokers,
+            false => &[],
+        };
+        self.wait_without(lasts, off).await?;
         self.mend(fault).await?;
         self.load.record(&Event::Fault {
             kind: fault.kind.name(),
@@ -103,6 +111,7 @@ impl Nemesis<'_> {
                         wires.between(Node::Broker(id), other, |link| link.delay = fault.delay);
                     }
                 }
+                Kind::FillDisk => self.fleet.broker(id)?.fill_disk(fault.leave)?,
                 Kind::ApiServer => {}
             }
         }
@@ -118,6 +127,9 @@ impl Nemesis<'_> {
             self.fleet.start_api_server().await?;
         }
         for id in fault.brokers.iter().copied() {
+            if fault.kind == Kind::FillDisk {
+                self.fleet.broker(id)?.free_disk()?;
+            }
             match self.fleet.broker(id)?.state() {
                 State::Paused => self.fleet.broker(id)?.resume()?,
                 State::Off => self.fleet.start_broker(id)?,
@@ -139,15 +151,28 @@ impl Nemesis<'_> {
         all.filter(|other| *other != Node::Broker(id)).collect()
     }
 
-    async fn may_wipe(&self) -> Result<bool> {
-        if self.min_in_sync < 2 {
-            return Ok(false);
+    async fn may_wipe(&mut self) -> Result<bool> {
+        Ok(self.min_in_sync > 1 && self.become_whole("before a volume is lost").await?)
+    }
+
+    /// Waits until all replicas are in sync, which they must be in time: nothing is broken now.
+    pub(crate) async fn become_whole(&mut self, when: &str) -> Result<bool> {
+        let until = Instant::now() + self.whole_within;
+        loop {
+            // What ends by itself is started again.
+            self.restart_ended(&[]).await?;
+            let found = self.fleet.wait_until_whole(TOPIC, LOOK).await;
+            match found {
+                Ok(()) => return Ok(true),
+                Err(error) if Instant::now() >= until => {
+                    let text = format!("{when}, not whole in {:?}: {error:#}", self.whole_within);
+                    eprintln!("  {text}");
+                    self.problems.push(text);
+                    return Ok(false);
+                }
+                Err(_) => {}
+            }
         }
-        Ok(self
-            .fleet
-            .wait_until_whole(TOPIC, WHOLE_WITHIN)
-            .await
-            .is_ok())
     }
 
     /// Lets time pass, and starts again what ends by itself.

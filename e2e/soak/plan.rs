@@ -26,6 +26,8 @@ pub(crate) enum Kind {
     Slow,
     /// Killed, and its volume is empty when it is started again.
     Wipe,
+    /// Its disk is full, and has room again.
+    FillDisk,
     /// The API server is killed and started again.
     ApiServer,
 }
@@ -42,7 +44,12 @@ pub(crate) struct Fault {
     pub(crate) lasts: Duration,
     /// On each slow link.
     pub(crate) delay: Duration,
+    /// Bytes that are left on a full disk.
+    pub(crate) leave: u64,
 }
+
+/// A disk may be full to the last byte, or only so far that brokers refuse to write: their reserve is larger than any of these.
+const LEAVES: [u64; 3] = [0, 1 << 20, 32 << 20];
 
 /// Draws one after another.
 pub(crate) struct Plan {
@@ -79,7 +86,7 @@ impl Plan {
             Kind::Kill | Kind::Restart | Kind::Wipe => 0..8_000,
             Kind::Pause => 1_000..30_000,
             Kind::CutApi | Kind::CutBrokers | Kind::CutOneWay | Kind::CutAll => 1_000..20_000,
-            Kind::Slow => 3_000..15_000,
+            Kind::Slow | Kind::FillDisk => 3_000..15_000,
             Kind::ApiServer => 1_000..20_000,
         };
         Some(Fault {
@@ -88,11 +95,17 @@ impl Plan {
             after: Duration::from_millis(random.u64(500..6_000)),
             lasts: Duration::from_millis(random.u64(lasts)),
             delay: Duration::from_millis(random.u64(20..400)),
+            leave: random.choice(LEAVES).unwrap_or_default(),
         })
     }
 }
 
 impl Kind {
+    /// Whether a broker that it befalls has no process until it is mended.
+    pub(crate) fn takes_away(self) -> bool {
+        matches!(self, Self::Kill | Self::Restart | Self::Wipe)
+    }
+
     /// As on the command line.
     pub(crate) fn name(self) -> String {
         let value = self.to_possible_value();

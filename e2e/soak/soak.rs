@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use millrace_e2e::fleet::{Fleet, FleetSetup, NewTopic};
 use millrace_e2e::history::{self, Event, Recorder};
+use millrace_e2e::volume::Volume;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -107,14 +108,38 @@ async fn run(options: &Options, seed: u64, folder: &Path, program: &Path) -> Res
         "{} does not exist: build it first, with `cargo build --release -p millrace-broker`",
         program.display()
     );
+    let mut kinds = options.faults.clone();
+    if kinds.contains(&Kind::FillDisk)
+        && let Err(error) = Volume::can_be_mounted()
+    {
+        eprintln!("left out: fill-disk: {error:#}");
+        kinds.retain(|kind| *kind != Kind::FillDisk);
+    }
     let setup = FleetSetup {
         program: program.to_owned(),
         folder: folder.to_owned(),
         brokers: options.brokers,
         args: options.broker_args.clone(),
         breakable: true,
+        volume_bytes: kinds
+            .contains(&Kind::FillDisk)
+            .then(|| volume_bytes(options)),
     };
     let mut fleet = Fleet::start(setup).await?;
+    let outcome = break_things(options, seed, folder, kinds, &mut fleet).await;
+    if outcome.is_err() || options.keep {
+        fleet.keep_data()?;
+    }
+    outcome
+}
+
+async fn break_things(
+    options: &Options,
+    seed: u64,
+    folder: &Path,
+    kinds: Vec<Kind>,
+    fleet: &mut Fleet,
+) -> Result<()> {
     let topic = NewTopic {
         name: TOPIC,
         partitions: options.partitions,
@@ -149,31 +174,27 @@ async fn run(options: &Options, seed: u64, folder: &Path, program: &Path) -> Res
     }
 
     let mut nemesis = Nemesis {
-        fleet: &mut fleet,
+        fleet,
         load: &load,
         min_in_sync: options.min_in_sync,
+        whole_within: options.whole_within.into(),
         own_ends: Vec::new(),
         problems: Vec::new(),
     };
-    let plan = Plan::new(seed, options.faults.clone(), options.brokers);
+    let plan = Plan::new(seed, kinds, options.brokers);
     let faults = tokio::select! {
         faults = nemesis.run(plan, options.duration.into()) => faults?,
         ended = first_failure(&mut producers) => bail!("a producer's task ended: {:?}", ended.err()),
         ended = first_failure(&mut consumers) => bail!("a consumer's task ended: {:?}", ended.err()),
     };
-    let whole = async {
-        // Also what ended just before.
-        nemesis.wait(Duration::from_secs(2)).await?;
-        let within = options.whole_within.into();
-        nemesis.fleet.wait_until_whole(TOPIC, within).await
-    };
-    let whole = whole.await;
+    // Also what ended just before.
+    nemesis.wait(Duration::from_secs(2)).await?;
+    nemesis.become_whole("after the last fault").await?;
     let Nemesis {
         own_ends,
         mut problems,
         ..
     } = nemesis;
-    problems.extend(whole.err().map(|error| format!("{error:#}")));
 
     stop.cancel();
     let all_answered = async {
@@ -196,6 +217,15 @@ async fn run(options: &Options, seed: u64, folder: &Path, program: &Path) -> Res
     drop(consumers);
     load.recorder.flush()?;
     report(&path, &load, faults, &own_ends, &problems)
+}
+
+/// Room for all that the load writes, more than once while RocksDB moves it, and for logs and buffers beside the reserve. It is memory: what is
+/// not needed is taken only while it is filled.
+fn volume_bytes(options: &Options) -> u64 {
+    /// What a record costs at most beside its value, in a batch of its own.
+    const RECORD: u64 = 150;
+    let records = options.duration.as_secs() * u64::from(options.rate * options.producers);
+    (512 << 20) + 3 * records * (options.size as u64 + RECORD)
 }
 
 /// Returns when a task ends though it was not told to.

@@ -13,6 +13,7 @@ pub mod history;
 mod http;
 mod ports;
 mod process;
+pub mod volume;
 pub mod wires;
 
 pub use api::{Api, Refusal, batch, batch_of, refusal};

@@ -1,78 +1,25 @@
 //! A full disk refuses writes and says so, keeps serving reads, and takes writes again when there is space: all without a
 //! restart. On a volume of its own, hence for root only. A disk that fails otherwise is told apart.
 
-use std::{
-    fs::{self, File},
-    io::{ErrorKind, Write},
-    path::PathBuf,
-    process::Command,
-};
-
 use bytes::Bytes;
+use millrace_e2e::volume::Volume;
 use millrace_e2e::{Api, Broker, SOON, batch, eventually, refusal};
 use serde_json::json;
 use tempfile::TempDir;
 use tonic::Code;
 
-/// A small file system in memory; unmounted when dropped.
-struct Volume(TempDir);
-
-impl Volume {
-    /// `None` if this user may not mount.
-    fn mount(size: &str) -> Option<Volume> {
-        let dir = tempfile::Builder::new()
-            .prefix("millrace-e2e-volume-")
-            .tempdir()
-            .unwrap();
-        let options = format!("size={size}");
-        let mut mount = Command::new("mount");
-        mount
-            .args(["-t", "tmpfs", "-o", &options, "tmpfs"])
-            .arg(dir.path());
-        match mount.output() {
-            Ok(output) if output.status.success() => Some(Volume(dir)),
-            Ok(output) => {
-                eprintln!(
-                    "SKIPPED: a full disk needs a volume of its own: {}",
-                    String::from_utf8_lossy(&output.stderr)
-                );
-                None
-            }
-            Err(error) => {
-                eprintln!("SKIPPED: a full disk needs `mount`: {error}");
-                None
-            }
+/// `None` if this user may not mount. The folder goes last: it can't be removed while something is mounted there.
+fn mount(bytes: u64) -> Option<(Volume, TempDir)> {
+    let dir = tempfile::Builder::new()
+        .prefix("millrace-e2e-volume-")
+        .tempdir()
+        .unwrap();
+    match Volume::mount(dir.path(), bytes) {
+        Ok(volume) => Some((volume, dir)),
+        Err(error) => {
+            eprintln!("SKIPPED: a full disk needs a volume of its own: {error:#}");
+            None
         }
-    }
-
-    fn ballast(&self) -> PathBuf {
-        self.0.path().join("ballast")
-    }
-
-    /// Fills what is free, up to the last `leave` bytes.
-    fn fill(&self, leave: u64) {
-        let volume = rustix::fs::statvfs(self.0.path()).unwrap();
-        let mut left = (volume.f_bavail * volume.f_frsize).saturating_sub(leave);
-        let mut file = File::create(self.ballast()).unwrap();
-        let chunk = vec![7; 64 << 10];
-        while left > 0 {
-            let length = left.min(chunk.len() as u64) as usize;
-            match file.write(&chunk[..length]) {
-                Ok(written) => left -= written as u64,
-                Err(error) if error.kind() == ErrorKind::StorageFull => break,
-                Err(error) => panic!("{error}"),
-            }
-        }
-    }
-}
-
-impl Drop for Volume {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(self.ballast());
-        let _ = Command::new("umount")
-            .arg("--lazy")
-            .arg(self.0.path())
-            .status();
     }
 }
 
@@ -119,7 +66,7 @@ async fn fill_and_free(volume: &Volume, reserve: &str, leave: u64) {
         .topic("t", json!({ "retention": { "time": "forever" } }))
         .flag("--write-buffer", "2MiB")
         .flag("--min-free-disk", reserve)
-        .data(&volume.0.path().join("data"))
+        .data(&volume.folder().join("data"))
         .start();
     let mut api = broker.api().await;
     let mut count = 0;
@@ -134,7 +81,7 @@ async fn fill_and_free(volume: &Volume, reserve: &str, leave: u64) {
             );
             count += 1;
         }
-        volume.fill(leave);
+        volume.fill(leave).unwrap();
         let (acknowledged, refused) = append_until_refused(&mut api, count).await;
         count = acknowledged;
         let refused = refusal(&refused);
@@ -160,7 +107,7 @@ async fn fill_and_free(volume: &Volume, reserve: &str, leave: u64) {
         let still = refusal(&api.append("t", 0, vec![values(count)]).await.unwrap_err());
         assert_eq!(still.reason, "DISK_FULL");
 
-        fs::remove_file(volume.ballast()).unwrap();
+        volume.free().unwrap();
         let accepted = || async {
             broker
                 .api()
@@ -198,14 +145,14 @@ async fn fill_and_free(volume: &Volume, reserve: &str, leave: u64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn writes_stop_while_less_than_the_reserve_is_free() {
-    if let Some(volume) = Volume::mount("128m") {
+    if let Some((volume, _dir)) = mount(128 << 20) {
         fill_and_free(&volume, "24MiB", 30 << 20).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_is_full_to_the_last_byte_costs_no_record() {
-    if let Some(volume) = Volume::mount("64m") {
+    if let Some((volume, _dir)) = mount(64 << 20) {
         fill_and_free(&volume, "0", 1 << 20).await;
     }
 }

@@ -50,6 +50,7 @@ impl Peers {
                     brokers: BROKERS,
                     args: install.args.clone(),
                     breakable,
+                    volume_bytes: None,
                 };
                 let fleet = Box::new(Fleet::start(setup).await?);
                 for topic in topics {

@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::{CLUSTER, FleetSetup, NAMESPACE};
 use crate::daemon::{Daemon, Usage};
 use crate::ports::free_port;
+use crate::volume::Volume;
 
 /// Whether it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,13 +39,22 @@ pub struct BrokerProcess {
     pub(super) advertised: SocketAddr,
     process: Option<Daemon>,
     paused: bool,
+    // After the process, which uses it: fields drop in this order.
+    volume: Option<Volume>,
 }
 
 impl BrokerProcess {
-    pub(super) fn new(id: i32, setup: &FleetSetup, folder: PathBuf, kubeconfig: PathBuf) -> Self {
+    pub(super) fn new(
+        id: i32,
+        setup: &FleetSetup,
+        folder: PathBuf,
+        kubeconfig: PathBuf,
+    ) -> Result<Self> {
         let address = || SocketAddr::from(([127, 0, 0, 1], free_port()));
         let listen = address();
-        Self {
+        let mount = |bytes| Volume::mount(&folder.join("volume"), bytes);
+        let volume = setup.volume_bytes.map(mount).transpose()?;
+        Ok(Self {
             id,
             program: setup.program.clone(),
             args: setup.args.clone(),
@@ -56,7 +66,8 @@ impl BrokerProcess {
             advertised: listen,
             process: None,
             paused: false,
-        }
+            volume,
+        })
     }
 
     /// Its id.
@@ -179,6 +190,42 @@ impl BrokerProcess {
         Ok(())
     }
 
+    /// Fills its volume, up to the last `leave` bytes.
+    ///
+    /// # Errors
+    /// If it has no volume of its own.
+    pub fn fill_disk(&self, leave: u64) -> Result<()> {
+        self.own_volume()?.fill(leave)
+    }
+
+    /// Gives back what [`Self::fill_disk`] took.
+    ///
+    /// # Errors
+    /// If its volume was not filled.
+    pub fn free_disk(&self) -> Result<()> {
+        self.own_volume()?.free()
+    }
+
+    /// Ends the process, and copies its data from a volume of its own, which is about to go, to the folder where it would be without one.
+    ///
+    /// # Errors
+    /// If it can't be copied.
+    pub fn keep_data(&mut self) -> Result<()> {
+        self.kill();
+        let (data, kept) = (self.data(), self.folder.join("data"));
+        if self.volume.is_none() || !data.exists() {
+            return Ok(());
+        }
+        let copied = Command::new("cp").arg("-a").args([&data, &kept]).status()?;
+        ensure!(
+            copied.success(),
+            "can't copy {} to {}",
+            data.display(),
+            kept.display()
+        );
+        Ok(())
+    }
+
     /// How it ended, if it did by itself since it was started; then it does not run any more.
     ///
     /// # Errors
@@ -208,7 +255,14 @@ impl BrokerProcess {
         process.with_context(|| format!("broker {} does not run", self.id))
     }
 
-    fn data(&self) -> PathBuf {
-        self.folder.join("data")
+    fn own_volume(&self) -> Result<&Volume> {
+        let volume = self.volume.as_ref();
+        volume.with_context(|| format!("broker {} has no volume of its own", self.id))
+    }
+
+    /// Where its data is.
+    pub fn data(&self) -> PathBuf {
+        let volume = self.volume.as_ref().map(Volume::folder);
+        volume.unwrap_or(&self.folder).join("data")
     }
 }

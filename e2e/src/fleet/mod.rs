@@ -37,6 +37,9 @@ pub struct FleetSetup {
     pub args: Vec<String>,
     /// Brokers are reached, by each other too, and reach the API server, through proxies that can be told to hold back. They cost processor time.
     pub breakable: bool,
+    /// Each broker has a volume of its own of so many bytes, which can be filled; it is in memory, and for root only. Otherwise their data is on
+    /// whatever `folder` is on.
+    pub volume_bytes: Option<u64>,
 }
 
 /// Running brokers. Dropping it ends all processes; the folder stays.
@@ -69,7 +72,7 @@ impl Fleet {
             fs::create_dir_all(&folder)?;
             let kubeconfig = folder.join("kubeconfig");
             fs::write(&kubeconfig, control_plane.kubeconfig(api))?;
-            let mut broker = BrokerProcess::new(id, &setup, folder, kubeconfig);
+            let mut broker = BrokerProcess::new(id, &setup, folder, kubeconfig)?;
             if setup.breakable {
                 broker.advertised = wires.front(Node::Broker(id), broker.listen);
             }
@@ -120,6 +123,16 @@ impl Fleet {
     /// All of them.
     pub fn brokers(&mut self) -> &mut [BrokerProcess] {
         &mut self.brokers
+    }
+
+    /// Ends all brokers, and keeps their data even if it is on volumes of their own.
+    ///
+    /// # Errors
+    /// If it can't be copied.
+    pub fn keep_data(&mut self) -> Result<()> {
+        self.brokers
+            .iter_mut()
+            .try_for_each(BrokerProcess::keep_data)
     }
 
     /// Starts a broker that does not run, without waiting until it is ready.
