@@ -112,6 +112,7 @@ impl Nemesis<'_> {
                     }
                 }
                 Kind::FillDisk => self.fleet.broker(id)?.fill_disk(fault.leave)?,
+                Kind::SlowDisk => self.fleet.broker(id)?.slow_disk(fault.delay)?,
                 Kind::ApiServer => {}
             }
         }
@@ -127,8 +128,10 @@ impl Nemesis<'_> {
             self.fleet.start_api_server().await?;
         }
         for id in fault.brokers.iter().copied() {
-            if fault.kind == Kind::FillDisk {
-                self.fleet.broker(id)?.free_disk()?;
+            match fault.kind {
+                Kind::FillDisk => self.fleet.broker(id)?.free_disk()?,
+                Kind::SlowDisk => self.fleet.broker(id)?.slow_disk(Duration::ZERO)?,
+                _ => {}
             }
             match self.fleet.broker(id)?.state() {
                 State::Paused => self.fleet.broker(id)?.resume()?,

@@ -28,6 +28,8 @@ pub(crate) enum Kind {
     Wipe,
     /// Its disk is full, and has room again.
     FillDisk,
+    /// Its disk takes its time with each fsync.
+    SlowDisk,
     /// The API server is killed and started again.
     ApiServer,
 }
@@ -42,7 +44,7 @@ pub(crate) struct Fault {
     pub(crate) after: Duration,
     /// It lasts so long.
     pub(crate) lasts: Duration,
-    /// On each slow link.
+    /// On each slow link, and of each fsync.
     pub(crate) delay: Duration,
     /// Bytes that are left on a full disk.
     pub(crate) leave: u64,
@@ -86,7 +88,7 @@ impl Plan {
             Kind::Kill | Kind::Restart | Kind::Wipe => 0..8_000,
             Kind::Pause => 1_000..30_000,
             Kind::CutApi | Kind::CutBrokers | Kind::CutOneWay | Kind::CutAll => 1_000..20_000,
-            Kind::Slow | Kind::FillDisk => 3_000..15_000,
+            Kind::Slow | Kind::FillDisk | Kind::SlowDisk => 3_000..15_000,
             Kind::ApiServer => 1_000..20_000,
         };
         Some(Fault {
@@ -94,7 +96,7 @@ impl Plan {
             brokers,
             after: Duration::from_millis(random.u64(500..6_000)),
             lasts: Duration::from_millis(random.u64(lasts)),
-            delay: Duration::from_millis(random.u64(20..400)),
+            delay: Duration::from_millis(random.u64(50..400)),
             leave: random.choice(LEAVES).unwrap_or_default(),
         })
     }

@@ -59,6 +59,9 @@ pub(crate) struct Options {
     /// Keep the folder in any case.
     #[arg(long)]
     keep: bool,
+    /// When brokers acknowledge: `os` or `fsync`. Without fsync a slow disk is no fault.
+    #[arg(long, default_value = "fsync", value_parser = ["os", "fsync"])]
+    durability: String,
     /// One more argument for each broker.
     #[arg(long = "broker-arg", allow_hyphen_values = true)]
     broker_args: Vec<String>,
@@ -115,15 +118,18 @@ async fn run(options: &Options, seed: u64, folder: &Path, program: &Path) -> Res
         eprintln!("left out: fill-disk: {error:#}");
         kinds.retain(|kind| *kind != Kind::FillDisk);
     }
+    let mut args = vec!["--durability".to_owned(), options.durability.clone()];
+    args.extend_from_slice(&options.broker_args);
     let setup = FleetSetup {
         program: program.to_owned(),
         folder: folder.to_owned(),
         brokers: options.brokers,
-        args: options.broker_args.clone(),
+        args,
         breakable: true,
         volume_bytes: kinds
             .contains(&Kind::FillDisk)
             .then(|| volume_bytes(options)),
+        slow_disks: kinds.contains(&Kind::SlowDisk),
     };
     let mut fleet = Fleet::start(setup).await?;
     let outcome = break_things(options, seed, folder, kinds, &mut fleet).await;

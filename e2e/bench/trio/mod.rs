@@ -51,6 +51,7 @@ impl Peers {
                     args: install.args.clone(),
                     breakable,
                     volume_bytes: None,
+                    slow_disks: false,
                 };
                 let fleet = Box::new(Fleet::start(setup).await?);
                 for topic in topics {

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use uuid::Uuid;
 
+use super::slow_disk::SlowDisk;
 use super::{CLUSTER, FleetSetup, NAMESPACE};
 use crate::daemon::{Daemon, Usage};
 use crate::ports::free_port;
@@ -39,6 +40,7 @@ pub struct BrokerProcess {
     pub(super) advertised: SocketAddr,
     process: Option<Daemon>,
     paused: bool,
+    slow_disk: Option<SlowDisk>,
     // After the process, which uses it: fields drop in this order.
     volume: Option<Volume>,
 }
@@ -49,6 +51,7 @@ impl BrokerProcess {
         setup: &FleetSetup,
         folder: PathBuf,
         kubeconfig: PathBuf,
+        slow_disk: Option<SlowDisk>,
     ) -> Result<Self> {
         let address = || SocketAddr::from(([127, 0, 0, 1], free_port()));
         let listen = address();
@@ -66,6 +69,7 @@ impl BrokerProcess {
             advertised: listen,
             process: None,
             paused: false,
+            slow_disk,
             volume,
         })
     }
@@ -106,6 +110,9 @@ impl BrokerProcess {
             .env("KUBECONFIG", &self.kubeconfig);
         if std::env::var_os("RUST_LOG").is_none() {
             command.env("RUST_LOG", "info");
+        }
+        if let Some(disk) = &self.slow_disk {
+            disk.apply(&mut command);
         }
         let process = Daemon::spawn("Millrace", &mut command, self.folder.join("log"))?;
         let pid = process.pid()?.as_raw_nonzero().get();
@@ -204,6 +211,16 @@ impl BrokerProcess {
     /// If its volume was not filled.
     pub fn free_disk(&self) -> Result<()> {
         self.own_volume()?.free()
+    }
+
+    /// Each fsync takes so much longer from now on.
+    ///
+    /// # Errors
+    /// If its disk can't be made slow.
+    pub fn slow_disk(&self, delay: Duration) -> Result<()> {
+        let disk = self.slow_disk.as_ref();
+        let disk = disk.with_context(|| format!("broker {}'s disk can't be slowed", self.id))?;
+        disk.set(delay)
     }
 
     /// Ends the process, and copies its data from a volume of its own, which is about to go, to the folder where it would be without one.

@@ -6,6 +6,7 @@
 
 mod broker;
 mod control_plane;
+mod slow_disk;
 mod topics;
 
 use std::fs;
@@ -19,6 +20,7 @@ use crate::wires::{Node, Wires};
 use broker::BrokerProcess;
 pub use broker::State;
 use control_plane::ControlPlane;
+use slow_disk::SlowDisk;
 pub use topics::NewTopic;
 
 /// The Cluster's name and namespace.
@@ -40,6 +42,8 @@ pub struct FleetSetup {
     /// Each broker has a volume of its own of so many bytes, which can be filled; it is in memory, and for root only. Otherwise their data is on
     /// whatever `folder` is on.
     pub volume_bytes: Option<u64>,
+    /// Each broker's disk can be made slow.
+    pub slow_disks: bool,
 }
 
 /// Running brokers. Dropping it ends all processes; the folder stays.
@@ -66,13 +70,18 @@ impl Fleet {
         } else {
             api
         };
+        let slow_disks = setup.slow_disks.then(|| slow_disk::build(&setup.folder));
+        let slow_disks = slow_disks.transpose()?;
         let mut brokers = Vec::new();
         for id in 0..setup.brokers {
             let folder = setup.folder.join(format!("broker-{id}"));
             fs::create_dir_all(&folder)?;
             let kubeconfig = folder.join("kubeconfig");
             fs::write(&kubeconfig, control_plane.kubeconfig(api))?;
-            let mut broker = BrokerProcess::new(id, &setup, folder, kubeconfig)?;
+            let slow_disk = slow_disks.clone();
+            let slow_disk =
+                slow_disk.map(|library| SlowDisk::new(library, folder.join("fsync-delay")));
+            let mut broker = BrokerProcess::new(id, &setup, folder, kubeconfig, slow_disk)?;
             if setup.breakable {
                 broker.advertised = wires.front(Node::Broker(id), broker.listen);
             }
