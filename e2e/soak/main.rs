@@ -8,6 +8,7 @@ mod load;
 mod nemesis;
 mod plan;
 mod producers;
+mod replicas;
 mod soak;
 mod summary;
 

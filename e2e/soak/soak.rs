@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use millrace_e2e::fleet::{Fleet, FleetSetup, NewTopic};
 use millrace_e2e::history::{self, Event, Recorder};
 use millrace_e2e::volume::Volume;
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -19,6 +19,7 @@ use crate::load::{Load, TOPIC};
 use crate::nemesis::Nemesis;
 use crate::plan::{Kind, Plan};
 use crate::producers::{DELIVERY_TIMEOUT, produce};
+use crate::replicas::compare;
 use crate::summary;
 
 #[derive(Clone, Debug, clap::Args)]
@@ -219,9 +220,20 @@ async fn break_things(
             problems.push("some records have no outcome long after their time-out".to_owned())
         }
     }
-    drain(options, &load, &readers, &mut problems).await?;
+    let ends = drain(options, &load, &readers, &mut problems).await?;
     drop(consumers);
     load.recorder.flush()?;
+    match ends {
+        Some(ends) => {
+            let brokers = fleet.end();
+            let copies = options.replicas;
+            let compared =
+                spawn_blocking(move || compare(&brokers, TOPIC, &ends, copies)).await??;
+            println!("{compared}");
+            problems.extend(compared.difference);
+        }
+        None => println!("replicas: not compared, as it is not known what is committed"),
+    }
     report(&path, &load, faults, &own_ends, &problems)
 }
 
@@ -242,19 +254,19 @@ async fn first_failure(tasks: &mut JoinSet<Result<()>>) -> Result<()> {
     }
 }
 
-/// Reads all of it once more, from the beginning, and waits for the other readers.
+/// Reads all of it once more, from the beginning, and waits for the other readers. Returns where the partitions end, if that could be done.
 async fn drain(
     options: &Options,
     load: &Arc<Load>,
     readers: &[Arc<Reader>],
     problems: &mut Vec<String>,
-) -> Result<()> {
+) -> Result<Option<Vec<i64>>> {
     const WITHIN: Duration = Duration::from_secs(120);
     let ends = match ends(load).await {
         Ok(ends) => ends,
         Err(error) => {
             problems.push(format!("the log can't be read to its end: {error:#}"));
-            return Ok(());
+            return Ok(None);
         }
     };
     let last = Reader::new(options.consumers, options.partitions);
@@ -272,7 +284,7 @@ async fn drain(
         all = timeout(WITHIN, reached(last.clone())) => {
             if all.is_err() {
                 problems.push(format!("a reader did not get from the beginning to the end in {WITHIN:?}"));
-                return Ok(());
+                return Ok(None);
             }
         }
     }
@@ -283,10 +295,10 @@ async fn drain(
             ));
         }
     }
-    for (partition, end) in (0..).zip(ends) {
+    for (partition, end) in (0..).zip(ends.iter().copied()) {
         load.record(&Event::Drained { partition, end })?;
     }
-    Ok(())
+    Ok(Some(ends))
 }
 
 fn report(

@@ -134,6 +134,17 @@ impl Fleet {
         &mut self.brokers
     }
 
+    /// Kills all brokers. Returns where the data of each is.
+    pub fn end(&mut self) -> Vec<(i32, PathBuf)> {
+        let brokers = self.brokers.iter_mut();
+        brokers
+            .map(|broker| {
+                broker.kill();
+                (broker.id(), broker.data())
+            })
+            .collect()
+    }
+
     /// Ends all brokers, and keeps their data even if it is on volumes of their own.
     ///
     /// # Errors
