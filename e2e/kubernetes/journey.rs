@@ -4,10 +4,9 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use comfy_table::{Table, presets};
+use millrace_e2e::kubernetes::{Installed, Kubernetes, condition, is_ready};
+use rustix::process::Signal;
 use serde_json::Value;
-
-use crate::installed::{Installed, condition, is_ready};
-use crate::kubernetes::Kubernetes;
 
 /// Records that the app produces and consumes.
 const RECORDS: usize = 1_000_000;
@@ -291,7 +290,9 @@ impl Journey<'_> {
         let lease = self.get("lease/main-controller");
         let old = holder(&lease);
         let pod = old.split('/').next().unwrap().to_owned();
-        if self.installed.kubernetes.kill_process("MILLRACE_POD", &pod) {
+        let kubernetes = self.installed.kubernetes;
+        if kubernetes.is_launched() {
+            assert!(kubernetes.signal_broker(&pod, Signal::KILL));
             let begun = Instant::now();
             self.wait(30, "lease/main-controller", "another's", taken_over(&old));
             self.times.push((

@@ -10,10 +10,8 @@ mod chart;
 mod clusters;
 mod degraded;
 mod failures;
-mod installed;
 mod journey;
 mod kubectl;
-mod kubernetes;
 mod objects;
 mod outage;
 mod refusals;
@@ -26,8 +24,7 @@ use std::time::Instant;
 
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
-
-use kubernetes::Kubernetes;
+use millrace_e2e::kubernetes::Kubernetes;
 use objects::Objects;
 
 /// A test: it panics if what its name says does not hold.

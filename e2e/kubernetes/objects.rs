@@ -13,9 +13,8 @@ use kube::runtime::conditions::is_crd_established;
 use kube::runtime::wait::await_condition;
 use millrace_crds::{Cluster, Topic, crds};
 use millrace_e2e::SOON;
+use millrace_e2e::kubernetes::Kubernetes;
 use serde_json::{Value, json};
-
-use crate::kubernetes::Kubernetes;
 
 /// The answer of the API server to a document: the sentence with which it refused it, or the object.
 pub(crate) type Answer = Result<DynamicObject, String>;
@@ -36,7 +35,7 @@ pub(crate) enum Kind {
 impl<'a> Objects<'a> {
     /// Applies the definitions, and makes a namespace.
     pub(crate) async fn begin(kubernetes: &'a Kubernetes) -> Self {
-        let client = kubernetes.client().await;
+        let client = kubernetes.client().await.unwrap();
         // As people do it, since that has a limit of its own.
         let manifests = millrace_e2e::repository().join("manifests/crds");
         kubernetes

@@ -4,11 +4,9 @@
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use millrace_e2e::kubernetes::{Installed, Kubernetes, is_ready, launcher, launcher_path};
 use millrace_e2e::repository;
 use serde_json::Value;
-
-use crate::installed::{Installed, is_ready};
-use crate::kubernetes::{Kubernetes, launcher, launcher_path};
 
 /// Several times the six seconds after which a session is dead. `MILLRACE_OUTAGE_SECONDS` makes it longer.
 const DEFAULT_SECONDS: u64 = 25;

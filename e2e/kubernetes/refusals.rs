@@ -1,8 +1,6 @@
 //! Mistakes that the API server can't see: each ends in a condition that names cause and next step, and in nothing broken.
 
-use crate::installed::{Installed, condition, is_ready};
-use crate::kubernetes::Kubernetes;
-
+use millrace_e2e::kubernetes::{Installed, Kubernetes, condition, is_ready};
 fn cluster(name: &str, spec: &str) -> String {
     format!(
         "apiVersion: millrace.dev/v1alpha1\nkind: Cluster\nmetadata: {{name: {name}}}\nspec: {spec}\n---\n"

@@ -3,10 +3,8 @@
 
 use std::path::Path;
 
+use millrace_e2e::kubernetes::{Installed, Kubernetes};
 use millrace_e2e::repository;
-
-use crate::installed::Installed;
-use crate::kubernetes::Kubernetes;
 
 /// In the CRD of Topics.
 const SHORT_NAME: &str = "    - mrt\n";

@@ -7,10 +7,13 @@ mod consumers;
 mod load;
 mod nemesis;
 mod plan;
+mod pods;
+mod processes;
 mod producers;
 mod replicas;
 mod soak;
 mod summary;
+mod target;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -30,7 +33,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Runs brokers as processes on this machine, breaks them for a while, mends all, and checks the history.
+    /// Runs brokers as processes on this machine, or as pods of a real Kubernetes, breaks them for a while, mends all, and checks the history.
     Soak(Box<soak::Options>),
     /// Checks a history that was kept.
     Check {

@@ -1,23 +1,20 @@
-//! Carries out the plan on brokers that are processes of this machine.
+//! Carries out the plan.
 
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use millrace_e2e::fleet::{Fleet, State};
 use millrace_e2e::history::Event;
-use millrace_e2e::wires::Node;
 
-use crate::load::{Load, TOPIC};
+use crate::load::Load;
 use crate::plan::{Fault, Kind, Plan};
+use crate::target::Target;
 
 /// Between two looks at whether all processes run that should.
 const LOOK: Duration = Duration::from_millis(100);
-/// What ends by itself is started again after this time, as Kubernetes would.
-const RESTART: Duration = Duration::from_secs(1);
 
 /// What it works on, and what it noticed.
-pub(crate) struct Nemesis<'a> {
-    pub(crate) fleet: &'a mut Fleet,
+pub(crate) struct Nemesis<'a, T> {
+    pub(crate) target: &'a mut T,
     pub(crate) load: &'a Load,
     /// How many replicas `acks=all` waits for: one volume fewer may be lost.
     pub(crate) min_in_sync: usize,
@@ -29,19 +26,24 @@ pub(crate) struct Nemesis<'a> {
     pub(crate) problems: Vec<String>,
 }
 
-impl Nemesis<'_> {
-    /// Breaks things until the time is over. Returns with all mended and started.
-    pub(crate) async fn run(&mut self, mut plan: Plan, duration: Duration) -> Result<usize> {
-        let until = Instant::now() + duration;
+impl<T: Target> Nemesis<'_, T> {
+    /// Breaks things until the time is over, or that many faults have come. Returns with all mended and started.
+    pub(crate) async fn run(
+        &mut self,
+        mut plan: Plan,
+        duration: Duration,
+        faults_max: usize,
+    ) -> Result<usize> {
+        let begun = Instant::now();
+        let left = || duration.saturating_sub(begun.elapsed());
         let mut faults = 0;
-        while Instant::now() < until {
+        while faults < faults_max {
             let Some(fault) = plan.next() else {
-                self.wait(until.saturating_duration_since(Instant::now()))
-                    .await?;
+                self.wait(left()).await?;
                 break;
             };
-            self.wait(fault.after).await?;
-            let left = until.saturating_duration_since(Instant::now());
+            self.wait(fault.after.min(left())).await?;
+            let left = left();
             if left.is_zero() {
                 break;
             }
@@ -62,96 +64,20 @@ impl Nemesis<'_> {
     async fn befall(&mut self, fault: &Fault, lasts: Duration) -> Result<()> {
         self.say(fault, &format!("for {lasts:.1?}"));
         let from = self.load.recorder.now();
-        self.begin(fault).await?;
-        let off: &[i32] = match fault.kind.takes_away() {
-            true => &fault.brokers,
-            false => &[],
+        self.problems.extend(self.target.begin(fault).await?);
+        let off: &[i32] = if fault.kind.takes_away() {
+            &fault.brokers
+        } else {
+            &[]
         };
         self.wait_without(lasts, off).await?;
-        self.mend(fault).await?;
+        self.target.mend(fault).await?;
         self.load.record(&Event::Fault {
             kind: fault.kind.name(),
             brokers: fault.brokers.clone(),
             from,
             until: self.load.recorder.now(),
         })
-    }
-
-    async fn begin(&mut self, fault: &Fault) -> Result<()> {
-        for id in fault.brokers.iter().copied() {
-            match fault.kind {
-                Kind::Kill => self.fleet.broker(id)?.kill(),
-                Kind::Wipe => {
-                    let broker = self.fleet.broker(id)?;
-                    broker.kill();
-                    broker.wipe()?;
-                }
-                Kind::Restart => {
-                    let stopped = self.fleet.broker(id)?.stop().await;
-                    self.problems
-                        .extend(stopped.err().map(|error| format!("{error:#}")));
-                }
-                Kind::Pause => self.fleet.broker(id)?.pause()?,
-                Kind::CutApi => self.cut(id, &[Node::Api]),
-                Kind::CutBrokers => self.cut(id, &self.others(id)),
-                Kind::CutAll => {
-                    let everybody = [self.others(id), vec![Node::Api, Node::Client]].concat();
-                    self.cut(id, &everybody);
-                }
-                Kind::CutOneWay => {
-                    for other in self.others(id) {
-                        let wires = self.fleet.wires();
-                        wires.set(Node::Broker(id), other, |link| link.cut = true);
-                    }
-                }
-                Kind::Slow => {
-                    let everybody = [self.others(id), vec![Node::Api, Node::Client]].concat();
-                    for other in everybody {
-                        let wires = self.fleet.wires();
-                        wires.between(Node::Broker(id), other, |link| link.delay = fault.delay);
-                    }
-                }
-                Kind::FillDisk => self.fleet.broker(id)?.fill_disk(fault.leave)?,
-                Kind::SlowDisk => self.fleet.broker(id)?.slow_disk(fault.delay)?,
-                Kind::ApiServer => {}
-            }
-        }
-        if fault.kind == Kind::ApiServer {
-            self.fleet.stop_api_server();
-        }
-        Ok(())
-    }
-
-    async fn mend(&mut self, fault: &Fault) -> Result<()> {
-        self.fleet.wires().heal();
-        if fault.kind == Kind::ApiServer {
-            self.fleet.start_api_server().await?;
-        }
-        for id in fault.brokers.iter().copied() {
-            match fault.kind {
-                Kind::FillDisk => self.fleet.broker(id)?.free_disk()?,
-                Kind::SlowDisk => self.fleet.broker(id)?.slow_disk(Duration::ZERO)?,
-                _ => {}
-            }
-            match self.fleet.broker(id)?.state() {
-                State::Paused => self.fleet.broker(id)?.resume()?,
-                State::Off => self.fleet.start_broker(id)?,
-                State::On => {}
-            }
-        }
-        Ok(())
-    }
-
-    fn cut(&self, id: i32, others: &[Node]) {
-        for other in others {
-            let wires = self.fleet.wires();
-            wires.between(Node::Broker(id), *other, |link| link.cut = true);
-        }
-    }
-
-    fn others(&self, id: i32) -> Vec<Node> {
-        let all = (0..).map(Node::Broker).take(self.fleet.size());
-        all.filter(|other| *other != Node::Broker(id)).collect()
     }
 
     async fn may_wipe(&mut self) -> Result<bool> {
@@ -164,8 +90,7 @@ impl Nemesis<'_> {
         loop {
             // What ends by itself is started again.
             self.restart_ended(&[]).await?;
-            let found = self.fleet.wait_until_whole(TOPIC, LOOK).await;
-            match found {
+            match self.target.whole().await {
                 Ok(()) => return Ok(true),
                 Err(error) if Instant::now() >= until => {
                     let text = format!("{when}, not whole in {:?}: {error:#}", self.whole_within);
@@ -173,7 +98,7 @@ impl Nemesis<'_> {
                     self.problems.push(text);
                     return Ok(false);
                 }
-                Err(_) => {}
+                Err(_) => tokio::time::sleep(LOOK).await,
             }
         }
     }
@@ -197,25 +122,9 @@ impl Nemesis<'_> {
     }
 
     async fn restart_ended(&mut self, off: &[i32]) -> Result<()> {
-        let mut ended = Vec::new();
-        for broker in self.fleet.brokers() {
-            if let Some((status, log)) = broker.ended()? {
-                let last = log.lines().last().unwrap_or_default();
-                let text = format!(
-                    "broker {} ended by itself with {status}: {last}",
-                    broker.id()
-                );
-                eprintln!("  {text}");
-                self.own_ends.push(text);
-                ended.push(broker.id());
-            }
-        }
-        if ended.iter().any(|id| !off.contains(id)) {
-            tokio::time::sleep(RESTART).await;
-        }
-        for id in ended.into_iter().filter(|id| !off.contains(id)) {
-            self.fleet.start_broker(id)?;
-        }
+        let ended = self.target.restart_ended(off).await?;
+        ended.iter().for_each(|text| eprintln!("  {text}"));
+        self.own_ends.extend(ended);
         Ok(())
     }
 

@@ -24,6 +24,8 @@ pub(crate) enum Kind {
     CutAll,
     /// Slow links to and from everybody.
     Slow,
+    /// Some of the packets to and from everybody are lost.
+    Loss,
     /// Killed, and its volume is empty when it is started again.
     Wipe,
     /// Its disk is full, and has room again.
@@ -46,6 +48,8 @@ pub(crate) struct Fault {
     pub(crate) lasts: Duration,
     /// On each slow link, and of each fsync.
     pub(crate) delay: Duration,
+    /// Packets lost of a hundred.
+    pub(crate) loss: u8,
     /// Bytes that are left on a full disk.
     pub(crate) leave: u64,
 }
@@ -88,7 +92,7 @@ impl Plan {
             Kind::Kill | Kind::Restart | Kind::Wipe => 0..8_000,
             Kind::Pause => 1_000..30_000,
             Kind::CutApi | Kind::CutBrokers | Kind::CutOneWay | Kind::CutAll => 1_000..20_000,
-            Kind::Slow | Kind::FillDisk | Kind::SlowDisk => 3_000..15_000,
+            Kind::Slow | Kind::Loss | Kind::FillDisk | Kind::SlowDisk => 3_000..15_000,
             Kind::ApiServer => 1_000..20_000,
         };
         Some(Fault {
@@ -97,6 +101,7 @@ impl Plan {
             after: Duration::from_millis(random.u64(500..6_000)),
             lasts: Duration::from_millis(random.u64(lasts)),
             delay: Duration::from_millis(random.u64(50..400)),
+            loss: random.u8(5..40),
             leave: random.choice(LEAVES).unwrap_or_default(),
         })
     }

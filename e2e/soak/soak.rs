@@ -7,10 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
-use millrace_e2e::fleet::{Fleet, FleetSetup, NewTopic};
 use millrace_e2e::history::{self, Event, Recorder};
-use millrace_e2e::volume::Volume;
-use tokio::task::{JoinSet, spawn_blocking};
+use millrace_e2e::kubernetes::Kubernetes;
+use tokio::task::{JoinSet, block_in_place, spawn_blocking};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -18,39 +17,52 @@ use crate::consumers::{Reader, ends};
 use crate::load::{Load, TOPIC};
 use crate::nemesis::Nemesis;
 use crate::plan::{Kind, Plan};
+use crate::pods::{PodBrokers, run_on_a_node};
+use crate::processes::Processes;
 use crate::producers::{DELIVERY_TIMEOUT, produce};
 use crate::replicas::compare;
 use crate::summary;
+use crate::target::Target;
 
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Options {
-    /// How long things break.
-    #[arg(long, default_value = "60s")]
-    duration: humantime::Duration,
+    /// How long things break: 60s, unless --until-faults says when it is enough.
+    #[arg(long)]
+    duration: Option<humantime::Duration>,
+    /// Things break until so many faults have come.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    until_faults: Option<u32>,
+    /// Break pods of a real Kubernetes instead of processes of this machine: the one that e2e/cluster starts, as root, or the one that KUBECONFIG
+    /// names, if pods and Services can be reached from here.
+    #[arg(long)]
+    kubernetes: bool,
+    /// It runs in the network of a node already.
+    #[arg(long, hide = true)]
+    on_a_node: bool,
     /// Which faults come when. By default another one each time.
     #[arg(long)]
     seed: Option<u64>,
-    /// What may break. By default all of it.
+    /// What may break, as far as it can be broken where the brokers are. By default all of it.
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = Kind::value_variants().to_vec())]
-    faults: Vec<Kind>,
+    pub(crate) faults: Vec<Kind>,
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(i32).range(1..))]
-    brokers: i32,
+    pub(crate) brokers: i32,
     #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(i32).range(1..))]
-    partitions: i32,
+    pub(crate) partitions: i32,
     #[arg(long, default_value_t = 3)]
-    replicas: usize,
+    pub(crate) replicas: usize,
     #[arg(long, default_value_t = 2)]
-    min_in_sync: usize,
+    pub(crate) min_in_sync: usize,
     #[arg(long, default_value_t = 3)]
-    producers: u32,
+    pub(crate) producers: u32,
     /// Records a second of each producer.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
-    rate: u32,
+    pub(crate) rate: u32,
     #[arg(long, default_value_t = 2)]
     consumers: u32,
     /// Bytes of each value.
     #[arg(long, default_value_t = 100)]
-    size: usize,
+    pub(crate) size: usize,
     /// After all is mended, each partition must have its leader and all replicas in sync within this time.
     #[arg(long, default_value = "60s")]
     whole_within: humantime::Duration,
@@ -62,13 +74,29 @@ pub(crate) struct Options {
     keep: bool,
     /// When brokers acknowledge: `os` or `fsync`. Without fsync a slow disk is no fault.
     #[arg(long, default_value = "fsync", value_parser = ["os", "fsync"])]
-    durability: String,
-    /// One more argument for each broker.
+    pub(crate) durability: String,
+    /// One more argument for each broker that is a process.
     #[arg(long = "broker-arg", allow_hyphen_values = true)]
-    broker_args: Vec<String>,
+    pub(crate) broker_args: Vec<String>,
+}
+
+impl Options {
+    /// It takes no longer than that, as far as one can tell.
+    pub(crate) fn longest(&self) -> Duration {
+        /// A fault lasts 30 s at most, and half a minute may pass until the next one.
+        const FAULT: Duration = Duration::from_secs(60);
+        match (self.duration, self.until_faults) {
+            (Some(duration), _) => duration.into(),
+            (None, Some(faults)) => FAULT * faults,
+            (None, None) => Duration::from_secs(60),
+        }
+    }
 }
 
 pub(crate) async fn soak(options: Options) -> Result<()> {
+    if options.kubernetes && !options.on_a_node && std::env::var_os("KUBECONFIG").is_none() {
+        return run_on_a_node(&options).await;
+    }
     let seed = options.seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
     let exe = std::env::current_exe()?;
     let beside = exe.parent().context("this program has no folder")?;
@@ -77,13 +105,26 @@ pub(crate) async fn soak(options: Options) -> Result<()> {
         .clone()
         .unwrap_or_else(|| beside.join("soak-data").join(seed.to_string()));
     if folder.exists() {
-        std::fs::remove_dir_all(&folder)?;
+        let removed = std::fs::remove_dir_all(&folder);
+        // A run that was killed has left its volumes mounted.
+        removed.with_context(|| {
+            format!(
+                "can't remove {}, which an earlier run has left: `umount` what is mounted there",
+                folder.display()
+            )
+        })?;
     }
     std::fs::create_dir_all(&folder)?;
     eprintln!("seed {seed}, {}", folder.display());
-    let outcome = run(&options, seed, &folder, &beside.join("millrace-broker")).await;
+    let outcome = if options.kubernetes {
+        run_on_pods(&options, seed, &folder).await
+    } else {
+        run_on_processes(&options, seed, &folder).await
+    };
+    let outcome = outcome.and_then(|()| no_panics(&folder, options.brokers));
     if let Err(error) = outcome {
-        let again: Vec<String> = std::env::args().skip(1).collect();
+        let again = std::env::args().skip(1);
+        let again: Vec<String> = again.filter(|word| word != "--on-a-node").collect();
         let seed_flag = if options.seed.is_some() {
             String::new()
         } else {
@@ -106,37 +147,39 @@ fn history_file(folder: &Path) -> PathBuf {
     folder.join("history.jsonl")
 }
 
-async fn run(options: &Options, seed: u64, folder: &Path, program: &Path) -> Result<()> {
-    ensure!(
-        program.is_file(),
-        "{} does not exist: build it first, with `cargo build --release -p millrace-broker`",
-        program.display()
-    );
-    let mut kinds = options.faults.clone();
-    if kinds.contains(&Kind::FillDisk)
-        && let Err(error) = Volume::can_be_mounted()
-    {
-        eprintln!("left out: fill-disk: {error:#}");
-        kinds.retain(|kind| *kind != Kind::FillDisk);
+/// A task of a broker that panicked need not end its process.
+fn no_panics(folder: &Path, brokers: i32) -> Result<()> {
+    for id in 0..brokers {
+        let log = folder.join(format!("broker-{id}/log"));
+        let text = std::fs::read(&log).with_context(|| format!("can't read {}", log.display()))?;
+        let text = String::from_utf8_lossy(&text);
+        let panic = text.lines().find(|line| line.contains("panicked at"));
+        ensure!(
+            panic.is_none(),
+            "broker {id}: {}",
+            panic.unwrap_or_default()
+        );
     }
-    let mut args = vec!["--durability".to_owned(), options.durability.clone()];
-    args.extend_from_slice(&options.broker_args);
-    let setup = FleetSetup {
-        program: program.to_owned(),
-        folder: folder.to_owned(),
-        brokers: options.brokers,
-        args,
-        breakable: true,
-        volume_bytes: kinds
-            .contains(&Kind::FillDisk)
-            .then(|| volume_bytes(options)),
-        slow_disks: kinds.contains(&Kind::SlowDisk),
-    };
-    let mut fleet = Fleet::start(setup).await?;
-    let outcome = break_things(options, seed, folder, kinds, &mut fleet).await;
+    Ok(())
+}
+
+async fn run_on_processes(options: &Options, seed: u64, folder: &Path) -> Result<()> {
+    let mut processes = Processes::start(options, folder).await?;
+    let outcome = break_things(options, seed, folder, &mut processes).await;
     if outcome.is_err() || options.keep {
-        fleet.keep_data()?;
+        processes.keep_data()?;
     }
+    outcome
+}
+
+async fn run_on_pods(options: &Options, seed: u64, folder: &Path) -> Result<()> {
+    let kubernetes = block_in_place(Kubernetes::start);
+    let mut pods = PodBrokers::start(&kubernetes, options, folder).await?;
+    let outcome = break_things(options, seed, folder, &mut pods).await;
+    if outcome.is_err() {
+        pods.mend_all();
+    }
+    pods.uninstall()?;
     outcome
 }
 
@@ -144,20 +187,22 @@ async fn break_things(
     options: &Options,
     seed: u64,
     folder: &Path,
-    kinds: Vec<Kind>,
-    fleet: &mut Fleet,
+    target: &mut impl Target,
 ) -> Result<()> {
-    let topic = NewTopic {
-        name: TOPIC,
-        partitions: options.partitions,
-        replicas: options.replicas,
-        min_in_sync: options.min_in_sync,
-    };
-    fleet.create_topic(topic).await?;
+    let asked = options.faults.iter().copied();
+    let (kinds, others): (Vec<_>, Vec<_>) = asked.partition(|kind| target.can_break(*kind));
+    if !others.is_empty() {
+        let names: Vec<_> = others.into_iter().map(Kind::name).collect();
+        eprintln!("left out, as it can't be broken here: {}", names.join(", "));
+    }
+    ensure!(
+        !kinds.is_empty() || options.until_faults.is_none(),
+        "--until-faults: nothing is left that can be broken"
+    );
     let path = history_file(folder);
     let recorder = Recorder::create(&path)?;
     let load = Load::new(
-        fleet.bootstrap(),
+        target.bootstrap(),
         options.partitions,
         options.size,
         recorder,
@@ -181,7 +226,7 @@ async fn break_things(
     }
 
     let mut nemesis = Nemesis {
-        fleet,
+        target,
         load: &load,
         min_in_sync: options.min_in_sync,
         whole_within: options.whole_within.into(),
@@ -189,8 +234,15 @@ async fn break_things(
         problems: Vec::new(),
     };
     let plan = Plan::new(seed, kinds, options.brokers);
+    let faults_max = options
+        .until_faults
+        .map_or(usize::MAX, |most| most as usize);
+    let duration = match (options.duration, options.until_faults) {
+        (None, Some(_)) => Duration::MAX,
+        _ => options.longest(),
+    };
     let faults = tokio::select! {
-        faults = nemesis.run(plan, options.duration.into()) => faults?,
+        faults = nemesis.run(plan, duration, faults_max) => faults?,
         ended = first_failure(&mut producers) => bail!("a producer's task ended: {:?}", ended.err()),
         ended = first_failure(&mut consumers) => bail!("a consumer's task ended: {:?}", ended.err()),
     };
@@ -223,27 +275,23 @@ async fn break_things(
     let ends = drain(options, &load, &readers, &mut problems).await?;
     drop(consumers);
     load.recorder.flush()?;
-    match ends {
-        Some(ends) => {
-            let brokers = fleet.end();
+    let stores = match &ends {
+        Some(_) => target.end().await?,
+        None => None,
+    };
+    match ends.zip(stores) {
+        Some((ends, brokers)) => {
             let copies = options.replicas;
             let compared =
                 spawn_blocking(move || compare(&brokers, TOPIC, &ends, copies)).await??;
             println!("{compared}");
             problems.extend(compared.difference);
         }
-        None => println!("replicas: not compared, as it is not known what is committed"),
+        None => println!(
+            "replicas: not compared: what is committed, or where the volumes are, is not known"
+        ),
     }
     report(&path, &load, faults, &own_ends, &problems)
-}
-
-/// Room for all that the load writes, more than once while RocksDB moves it, and for logs and buffers beside the reserve. It is memory: what is
-/// not needed is taken only while it is filled.
-fn volume_bytes(options: &Options) -> u64 {
-    /// What a record costs at most beside its value, in a batch of its own.
-    const RECORD: u64 = 150;
-    let records = options.duration.as_secs() * u64::from(options.rate * options.producers);
-    (512 << 20) + 3 * records * (options.size as u64 + RECORD)
 }
 
 /// Returns when a task ends though it was not told to.

@@ -11,6 +11,8 @@ pub mod fleet;
 pub mod gaps;
 pub mod history;
 mod http;
+pub mod kubernetes;
+pub mod leases;
 mod ports;
 mod process;
 pub mod volume;

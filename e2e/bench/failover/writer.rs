@@ -76,7 +76,7 @@ impl Writer {
                     task.await??;
                     bail!("the writer has ended");
                 }
-                let partitions = fleet.partitions(TOPIC).await?;
+                let partitions = fleet.leases().partitions(TOPIC).await?;
                 let partitions = partitions.iter().map(|lease| Partition {
                     leader: lease.assignment.leader.map(|leader| leader.id),
                     in_sync: lease.assignment.isr.len(),
@@ -100,7 +100,7 @@ impl Writer {
     /// Whether all replicas of all partitions are in sync.
     pub(crate) async fn is_whole(&mut self, trio: &Trio) -> Result<bool> {
         if let Trio::Millrace { fleet, .. } = trio {
-            return Ok(fleet.unwhole(TOPIC).await?.is_empty());
+            return Ok(fleet.leases().unwhole(TOPIC).await?.is_empty());
         }
         let partitions = self.describe(trio).await?;
         let whole =

@@ -14,8 +14,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use kube::Client;
 
+use crate::leases::{CLUSTER, Leases};
 use crate::wires::{Node, Wires};
 use broker::BrokerProcess;
 pub use broker::State;
@@ -23,8 +23,7 @@ use control_plane::ControlPlane;
 use slow_disk::SlowDisk;
 pub use topics::NewTopic;
 
-/// The Cluster's name and namespace.
-const CLUSTER: &str = "main";
+/// The Cluster's namespace.
 const NAMESPACE: &str = "default";
 
 /// What to start.
@@ -51,7 +50,7 @@ pub struct Fleet {
     wires: Wires,
     control_plane: ControlPlane,
     brokers: Vec<BrokerProcess>,
-    client: Client,
+    leases: Leases,
 }
 
 impl Fleet {
@@ -87,12 +86,12 @@ impl Fleet {
             }
             brokers.push(broker);
         }
-        let client = control_plane.client().await?;
+        let leases = Leases::new(control_plane.client().await?, NAMESPACE);
         let mut this = Self {
             wires,
             control_plane,
             brokers,
-            client,
+            leases,
         };
         for id in 0..setup.brokers {
             this.start_broker(id)?;
@@ -107,6 +106,11 @@ impl Fleet {
     pub fn bootstrap(&self) -> String {
         let addresses = self.brokers.iter().map(|b| b.advertised.to_string());
         addresses.collect::<Vec<_>>().join(",")
+    }
+
+    /// What the brokers write to the API server.
+    pub fn leases(&self) -> &Leases {
+        &self.leases
     }
 
     /// The network.

@@ -1,16 +1,12 @@
-//! What the operator would write for a topic, and what the brokers make of it.
+//! What the operator would write for a topic.
 
-use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::Api;
-use kube::api::{ListParams, PostParams};
-use millrace_crds::coordination::{
-    BrokerSession, PartitionAssignment, PartitionLease, Role, TopicRecord, TopicState,
-};
+use kube::api::PostParams;
+use millrace_crds::coordination::{PartitionAssignment, PartitionLease, TopicRecord, TopicState};
 use millrace_crds::{Topic, TopicConfig, TopicDefaults};
 use serde_json::json;
 use uuid::Uuid;
@@ -59,7 +55,7 @@ impl Fleet {
         };
         let mut object = ConfigMap::default();
         record.write(&mut object, CLUSTER);
-        let records: Api<ConfigMap> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let records = self.leases.records();
         records.create(&PostParams::default(), &object).await?;
         let brokers: Vec<i32> = self.brokers.iter().map(|broker| broker.id()).collect();
         for partition in 0..topic.partitions {
@@ -72,94 +68,10 @@ impl Fleet {
             };
             let mut lease = Lease::default();
             made.write(&mut lease, CLUSTER);
-            self.leases().create(&PostParams::default(), &lease).await?;
+            let leases = self.leases.all();
+            leases.create(&PostParams::default(), &lease).await?;
         }
-        self.wait_until_whole(topic.name, Duration::from_secs(60))
-            .await
-    }
-
-    /// Waits until each partition of a topic has a leader that lives and all its replicas in sync, each on the volume that its broker has now.
-    ///
-    /// # Errors
-    /// If that takes longer.
-    pub async fn wait_until_whole(&self, topic: &str, within: Duration) -> Result<()> {
-        let begun = Instant::now();
-        loop {
-            let found = self.unwhole(topic).await;
-            match found {
-                Ok(found) if found.is_empty() => return Ok(()),
-                found if begun.elapsed() >= within => {
-                    bail!("topic {topic} is not whole after {within:?}: {found:?}")
-                }
-                _ => tokio::time::sleep(Duration::from_millis(50)).await,
-            }
-        }
-    }
-
-    /// Partitions of a topic that lack a leader that lives, or a replica in sync, and what they lack.
-    ///
-    /// # Errors
-    /// If the API server does not answer, or has no such topic.
-    pub async fn unwhole(&self, topic: &str) -> Result<Vec<(i32, String)>> {
-        let sessions: HashMap<i32, _> = self
-            .list(Role::Broker)
-            .await?
-            .iter()
-            .filter_map(|lease| BrokerSession::read(lease).ok())
-            .map(|(session, held)| (session.broker_id, (session.store_id, held)))
-            .collect();
-        let lacking = |lease: &PartitionLease| {
-            let assignment = &lease.assignment;
-            let Some(leader) = assignment.leader else {
-                return Some("no leader".to_owned());
-            };
-            let lives = |(_, held): &(Uuid, millrace_crds::coordination::Held)| {
-                held.epoch == leader.broker_epoch && held.holder.is_some()
-            };
-            if !sessions.get(&leader.id).is_some_and(lives) {
-                return Some(format!("its leader {} is gone", leader.id));
-            }
-            let missing = assignment.replicas.iter().find(|id| {
-                let store = sessions.get(id).map(|(store, _)| *store);
-                let in_sync = |replica: &millrace_crds::coordination::Replica| {
-                    replica.id == **id && Some(replica.store) == store
-                };
-                !assignment.isr.iter().any(in_sync)
-            });
-            missing.map(|id| format!("replica {id} is not in sync"))
-        };
-        let partitions = self.partitions(topic).await?;
-        Ok(partitions
-            .iter()
-            .filter_map(|lease| Some((lease.assignment.partition, lacking(lease)?)))
-            .collect())
-    }
-
-    /// The partitions of a topic, as their Leases say.
-    ///
-    /// # Errors
-    /// If the API server does not answer, or has no such topic.
-    pub async fn partitions(&self, topic: &str) -> Result<Vec<PartitionLease>> {
-        let records: Api<ConfigMap> = Api::namespaced(self.client.clone(), NAMESPACE);
-        let object = records.get(&TopicRecord::object_name(CLUSTER, topic)).await;
-        let record = TopicRecord::read(&object.with_context(|| format!("topic {topic}"))?)?;
-        let mut found = Vec::new();
-        for lease in self.list(Role::Partition).await? {
-            let lease = PartitionLease::read(&lease)?;
-            if lease.assignment.topic_id == record.topic_id {
-                found.push(lease);
-            }
-        }
-        found.sort_unstable_by_key(|lease| lease.assignment.partition);
-        Ok(found)
-    }
-
-    async fn list(&self, role: Role) -> Result<Vec<Lease>> {
-        let wanted = ListParams::default().labels(&role.selector(CLUSTER));
-        Ok(self.leases().list(&wanted).await?.items)
-    }
-
-    fn leases(&self) -> Api<Lease> {
-        Api::namespaced(self.client.clone(), NAMESPACE)
+        let within = Duration::from_secs(60);
+        self.leases.wait_until_whole(topic.name, within).await
     }
 }

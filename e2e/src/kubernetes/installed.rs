@@ -4,20 +4,23 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use millrace_e2e::{Finished, repository, run};
 use serde_json::Value;
 
-use crate::kubernetes::{Kubernetes, launcher};
+use super::{Kubernetes, launcher};
+use crate::{Finished, repository, run};
 
 const BUILT_WITHIN: Duration = Duration::from_secs(300);
 /// How often an object is looked at while something is waited for.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// An installed operator.
-pub(crate) struct Installed<'a> {
-    pub(crate) kubernetes: &'a Kubernetes,
-    pub(crate) namespace: String,
-    pub(crate) broker_image: String,
+pub struct Installed<'a> {
+    /// Where.
+    pub kubernetes: &'a Kubernetes,
+    /// The operator's.
+    pub namespace: String,
+    /// What the chart has brokers run.
+    pub broker_image: String,
     is_there: bool,
 }
 
@@ -40,12 +43,18 @@ fn provide_images(kubernetes: &Kubernetes) -> String {
 
 impl<'a> Installed<'a> {
     /// Installs, and returns how long Helm took until the operator was ready.
-    pub(crate) fn install(kubernetes: &'a Kubernetes) -> (Self, Duration) {
+    ///
+    /// # Panics
+    /// If it does not become ready.
+    pub fn install(kubernetes: &'a Kubernetes) -> (Self, Duration) {
         Self::install_chart(kubernetes, &repository().join("charts/millrace"))
     }
 
     /// The same with another chart.
-    pub(crate) fn install_chart(kubernetes: &'a Kubernetes, chart: &Path) -> (Self, Duration) {
+    ///
+    /// # Panics
+    /// If it does not become ready.
+    pub fn install_chart(kubernetes: &'a Kubernetes, chart: &Path) -> (Self, Duration) {
         let registry = provide_images(kubernetes);
         let namespace = format!("millrace-system-{}", std::process::id());
         let chart = chart.display().to_string();
@@ -81,20 +90,29 @@ impl<'a> Installed<'a> {
     }
 
     /// Runs `kubectl`, which must succeed, and returns what it prints.
+    ///
+    /// # Panics
+    /// If it fails.
     #[track_caller]
-    pub(crate) fn kubectl(&self, arguments: &[&str]) -> String {
+    pub fn kubectl(&self, arguments: &[&str]) -> String {
         self.kubernetes.kubectl(arguments, "").success().text()
     }
 
     /// Applies documents.
+    ///
+    /// # Panics
+    /// If one is refused.
     #[track_caller]
-    pub(crate) fn apply(&self, namespace: &str, documents: &str) {
+    pub fn apply(&self, namespace: &str, documents: &str) {
         let arguments = ["apply", "-n", namespace, "-f", "-"];
         self.kubernetes.kubectl(arguments, documents).success();
     }
 
     /// An object, if it is there.
-    pub(crate) fn get(&self, namespace: &str, object: &str) -> Option<Value> {
+    ///
+    /// # Panics
+    /// If the API server does not answer.
+    pub fn get(&self, namespace: &str, object: &str) -> Option<Value> {
         let arguments = [
             "get",
             "-n",
@@ -108,9 +126,12 @@ impl<'a> Installed<'a> {
         serde_json::from_str(&printed).ok()
     }
 
-    /// Waits until the object is as wanted, and returns how long that took. Panics with what it is, if it does not become so.
+    /// Waits until the object is as wanted, and returns how long that took.
+    ///
+    /// # Panics
+    /// With what it is, if it does not become so.
     #[track_caller]
-    pub(crate) fn wait(
+    pub fn wait(
         &self,
         seconds: u64,
         namespace: &str,
@@ -127,15 +148,18 @@ impl<'a> Installed<'a> {
             assert!(
                 begun.elapsed() < Duration::from_secs(seconds),
                 "{object} is not {what} after {seconds} s: {}",
-                serde_json::to_string_pretty(&found).unwrap()
+                serde_json::to_string_pretty(&found).unwrap_or_default()
             );
             std::thread::sleep(LOOK);
         }
     }
 
     /// Deletes a pod, and waits until its successor is ready.
+    ///
+    /// # Panics
+    /// If it does not become ready.
     #[track_caller]
-    pub(crate) fn delete_pod(&self, seconds: u64, namespace: &str, pod: &str) {
+    pub fn delete_pod(&self, seconds: u64, namespace: &str, pod: &str) {
         let uid = |pod: Option<&Value>| pod.map(|pod| pod["metadata"]["uid"].clone());
         let before = uid(self.get(namespace, pod).as_ref());
         self.kubectl(&["delete", "-n", namespace, pod, "--wait=false"]);
@@ -146,8 +170,11 @@ impl<'a> Installed<'a> {
         });
     }
 
-    /// Uninstalls, and checks that nothing is left but what the chart says it keeps.
-    pub(crate) fn uninstall(mut self) -> Duration {
+    /// Uninstalls, and checks that nothing is left but what the chart says it keeps. Returns how long Helm took.
+    ///
+    /// # Panics
+    /// If something is left.
+    pub fn uninstall(mut self) -> Duration {
         let begun = Instant::now();
         self.helm_uninstall().success();
         let took = begun.elapsed();
@@ -197,10 +224,7 @@ impl Drop for Installed<'_> {
 }
 
 /// A condition of an object: its status, reason and message.
-pub(crate) fn condition<'v>(
-    object: Option<&'v Value>,
-    kind: &str,
-) -> Option<(&'v str, &'v str, &'v str)> {
+pub fn condition<'v>(object: Option<&'v Value>, kind: &str) -> Option<(&'v str, &'v str, &'v str)> {
     let conditions = object?["status"]["conditions"].as_array()?;
     let found = conditions.iter().find(|c| c["type"] == kind)?;
     let text = |field: &str| found[field].as_str().unwrap_or_default();
@@ -208,7 +232,7 @@ pub(crate) fn condition<'v>(
 }
 
 /// Whether it is Ready, as of its newest spec.
-pub(crate) fn is_ready(object: Option<&Value>) -> bool {
+pub fn is_ready(object: Option<&Value>) -> bool {
     let current =
         |object: &Value| object["status"]["observedGeneration"] == object["metadata"]["generation"];
     condition(object, "Ready").is_some_and(|(status, _, _)| status == "True")

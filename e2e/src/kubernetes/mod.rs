@@ -1,21 +1,31 @@
-//! The Kubernetes that the tests use.
+//! The Kubernetes that tests and long runs use: the one that `KUBECONFIG` names, or one of several nodes that is started for them (`e2e/cluster`).
+//!
+//! What is here panics when something fails that must not: whoever breaks a Kubernetes has no better answer to one that is broken otherwise.
+
+mod installed;
+mod pods;
 
 use std::ffi::OsStr;
 use std::process::Command;
 use std::time::Duration;
 
+use anyhow::Result;
 use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use millrace_e2e::{Finished, repository, run};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{Finished, repository, run};
+pub use installed::{Installed, condition, is_ready};
+pub use pods::{CutFrom, Pods};
 
 /// The first time, its programs are built.
 const UP_WITHIN: Duration = Duration::from_secs(20 * 60);
 const FINISHED_WITHIN: Duration = Duration::from_secs(60);
 /// One for each broker of a Cluster.
-const NODES: &str = "3";
+const NODES: u32 = 3;
 
 /// A Kubernetes. One that was started here ends when this is dropped.
-pub(crate) struct Kubernetes {
+pub struct Kubernetes {
     kubeconfig: String,
     path: String,
     started: bool,
@@ -24,7 +34,10 @@ pub(crate) struct Kubernetes {
 
 impl Kubernetes {
     /// That of `KUBECONFIG`; or the one that runs on this machine; or a new one.
-    pub(crate) fn start() -> Self {
+    ///
+    /// # Panics
+    /// If it can't be started.
+    pub fn start() -> Self {
         let path = std::env::var("PATH").unwrap_or_default();
         if let Ok(kubeconfig) = std::env::var("KUBECONFIG") {
             return Self {
@@ -36,7 +49,7 @@ impl Kubernetes {
         }
         let runs = launcher(["status"]).code == Some(0);
         if !runs {
-            launcher(["up", "--nodes", NODES]).success();
+            launcher(["up", "--nodes", &NODES.to_string()]).success();
         }
         // Whatever goes wrong from here on, the drop ends what was started.
         let mut this = Self {
@@ -58,15 +71,19 @@ impl Kubernetes {
         this
     }
 
-    pub(crate) async fn client(&self) -> Client {
-        let kubeconfig = Kubeconfig::read_from(&self.kubeconfig).unwrap();
+    /// For the API server.
+    ///
+    /// # Errors
+    /// If the configuration is no good.
+    pub async fn client(&self) -> Result<Client> {
+        let kubeconfig = Kubeconfig::read_from(&self.kubeconfig)?;
         let options = KubeConfigOptions::default();
-        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await;
-        Client::try_from(config.unwrap()).unwrap()
+        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await?;
+        Ok(Client::try_from(config)?)
     }
 
     /// Runs `kubectl`, with text for its standard input.
-    pub(crate) fn kubectl<A: AsRef<OsStr>>(
+    pub fn kubectl<A: AsRef<OsStr>>(
         &self,
         arguments: impl IntoIterator<Item = A>,
         input: &str,
@@ -75,38 +92,44 @@ impl Kubernetes {
     }
 
     /// Runs `helm`.
-    pub(crate) fn helm<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Finished {
+    pub fn helm<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Finished {
         self.run("helm", arguments, "")
     }
 
     /// Whether it is the launcher's, so that its nodes' processes are this machine's.
-    pub(crate) fn is_launched(&self) -> bool {
+    pub fn is_launched(&self) -> bool {
         self.launched
     }
 
-    /// Kills the broker's process whose environment says so, with no chance to say goodbye. False if its node is elsewhere.
-    pub(crate) fn kill_process(&self, variable: &str, value: &str) -> bool {
-        if !self.launched {
-            return false;
-        }
-        let wanted = format!("{variable}={value}");
-        let of_broker = |process: &procfs::process::Process| {
+    /// The process of a broker, by its pod, if it has one now and its node is this machine's.
+    ///
+    /// # Panics
+    /// If the processes of this machine can't be listed.
+    pub fn broker_process(&self, pod: &str) -> Option<Pid> {
+        let is_it = |process: &procfs::process::Process| {
             let environment = process.environ().unwrap_or_default();
-            let found = environment.get(std::ffi::OsStr::new(variable));
-            found.is_some_and(|found| found == value)
+            let found = environment.get(OsStr::new("MILLRACE_POD"));
+            found.is_some_and(|found| found == pod)
         };
-        let processes = procfs::process::all_processes().unwrap();
-        let found = processes.flatten().find(of_broker);
-        let pid = found
-            .unwrap_or_else(|| panic!("no process has {wanted}"))
-            .pid;
-        let pid = rustix::process::Pid::from_raw(pid).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-        true
+        let processes = procfs::process::all_processes().expect("/proc can be read");
+        let found = processes
+            .flatten()
+            .find(|process| self.launched && is_it(process));
+        Pid::from_raw(found?.pid())
+    }
+
+    /// Sends a signal to that process. False if there is none.
+    ///
+    /// # Panics
+    /// If the processes of this machine can't be listed.
+    pub fn signal_broker(&self, pod: &str, signal: Signal) -> bool {
+        let process = self.broker_process(pod);
+        // It may just have ended.
+        process.is_some_and(|process| kill_process(process, signal).is_ok())
     }
 
     /// Where programs are looked for.
-    pub(crate) fn search_path(&self) -> &str {
+    pub fn search_path(&self) -> &str {
         &self.path
     }
 
@@ -134,11 +157,16 @@ impl Drop for Kubernetes {
     }
 }
 
-pub(crate) fn launcher_path() -> std::path::PathBuf {
+/// The program that starts a Kubernetes on this machine, and breaks it.
+pub fn launcher_path() -> std::path::PathBuf {
     repository().join("e2e/cluster/run")
 }
 
-pub(crate) fn launcher<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Finished {
+/// Runs it.
+///
+/// # Panics
+/// If it does not end.
+pub fn launcher<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Finished {
     run(
         Command::new(launcher_path()).args(arguments),
         None,
