@@ -3,10 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use millrace_e2e::kubernetes::{Installed, Kubernetes, condition, is_ready};
 use serde_json::Value;
-
-use crate::installed::{Installed, condition, is_ready};
-use crate::kubernetes::Kubernetes;
 
 const CLUSTER: &str = "apiVersion: millrace.dev/v1alpha1\nkind: Cluster\nmetadata: {name: main}\nspec: {replicas: 3, storage: {size: 1Gi}}\n---\n\
                        apiVersion: millrace.dev/v1alpha1\nkind: Topic\nmetadata: {name: events}\nspec: {partitions: 6}\n";

@@ -208,7 +208,8 @@ mod tests {
             let (store, _) = Store::open(options).unwrap();
             let cluster = "c".to_owned();
             store.claim(BrokerIdentity { cluster, broker_id }).unwrap();
-            let log = store.ensure_partition(topic_id, "t", 0, CONFIG).unwrap();
+            let topic = store.ensure_partitions(topic_id, "t", &[0], CONFIG);
+            let log = topic.unwrap().partitions[&0].clone();
             log.lead(1).unwrap();
             for value in *values {
                 let mut builder = BatchBuilder::new(BatchOptions::default());

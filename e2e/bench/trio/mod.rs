@@ -100,7 +100,7 @@ impl Trio {
     /// How many Leases were written, if that is what it coordinates by.
     pub(crate) async fn lease_writes(&self) -> Result<Option<u64>> {
         match self {
-            Self::Millrace { fleet, .. } => fleet.lease_writes().await.map(Some),
+            Self::Millrace { fleet, .. } => fleet.leases().writes().await.map(Some),
             Self::Kafka(_) => Ok(None),
         }
     }

@@ -171,27 +171,6 @@ impl Fleet {
         Ok(())
     }
 
-    /// How many writes of Leases the API server has carried out since it was started, as it counts them.
-    ///
-    /// # Errors
-    /// If it does not answer.
-    pub async fn lease_writes(&self) -> Result<u64> {
-        let request = http::Request::get("/metrics").body(Vec::new())?;
-        let metrics = self.client.request_text(request).await?;
-        let writes = metrics.lines().filter(|line| {
-            line.starts_with("apiserver_request_total{")
-                && line.contains("resource=\"leases\"")
-                && line.contains("code=\"20")
-                && ["POST", "PUT", "PATCH", "DELETE"]
-                    .iter()
-                    .any(|verb| line.contains(&format!("verb=\"{verb}\"")))
-        });
-        let count = |line: &str| -> Option<u64> { line.rsplit(' ').next()?.parse().ok() };
-        writes
-            .map(|line| count(line).with_context(|| format!("can't read {line}")))
-            .sum()
-    }
-
     /// Kills the API server. Its data stays.
     pub fn stop_api_server(&mut self) {
         self.control_plane.stop_api_server();
