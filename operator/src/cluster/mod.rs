@@ -30,7 +30,6 @@ use millrace_crds::conditions::Reason;
 use millrace_crds::coordination::TopicState;
 use serde_json::json;
 use tracing::info;
-use uuid::Uuid;
 
 use self::apply::{Applied, apply};
 use self::objects::{Inputs, broker_name, objects};
