@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use millrace_e2e::history::Event;
+use millrace_e2e::leases::Leases;
+use uuid::Uuid;
 
-use crate::load::Load;
+use crate::load::{Load, TOPIC};
 use crate::plan::{Fault, Kind, Plan};
 use crate::target::Target;
 
@@ -24,6 +26,32 @@ pub(crate) struct Nemesis<'a, T> {
     pub(crate) own_ends: Vec<String>,
     /// What must not happen, besides what the history tells.
     pub(crate) problems: Vec<String>,
+}
+
+/// What must hold after a while.
+#[derive(Clone, Copy)]
+enum Due {
+    /// All replicas are in sync.
+    Whole,
+    /// A broker has registered with another volume than this. Until then all that one can see is as it was before, and a second volume would be
+    /// lost while the first one is missing.
+    NewVolume(i32, Option<Uuid>),
+}
+
+impl Due {
+    async fn holds(self, leases: &Leases) -> Result<()> {
+        match self {
+            Self::Whole => leases.wait_until_whole(TOPIC, Duration::ZERO).await,
+            Self::NewVolume(id, lost) => {
+                let store = leases.store(id).await?;
+                ensure!(
+                    store != lost,
+                    "broker {id} has not registered with a new volume"
+                );
+                Ok(())
+            }
+        }
+    }
 }
 
 impl<T: Target> Nemesis<'_, T> {
@@ -64,6 +92,12 @@ impl<T: Target> Nemesis<'_, T> {
     async fn befall(&mut self, fault: &Fault, lasts: Duration) -> Result<()> {
         self.say(fault, &format!("for {lasts:.1?}"));
         let from = self.load.recorder.now();
+        let mut lost = Vec::new();
+        if fault.kind == Kind::Wipe {
+            for id in &fault.brokers {
+                lost.push((*id, self.target.leases().store(*id).await?));
+            }
+        }
         self.problems.extend(self.target.begin(fault).await?);
         let off: &[i32] = if fault.kind.takes_away() {
             &fault.brokers
@@ -72,6 +106,10 @@ impl<T: Target> Nemesis<'_, T> {
         };
         self.wait_without(lasts, off).await?;
         self.target.mend(fault).await?;
+        for (id, store) in lost {
+            let due = Due::NewVolume(id, store);
+            self.in_time("after a volume was lost", due).await?;
+        }
         self.load.record(&Event::Fault {
             kind: fault.kind.name(),
             brokers: fault.brokers.clone(),
@@ -86,14 +124,19 @@ impl<T: Target> Nemesis<'_, T> {
 
     /// Waits until all replicas are in sync, which they must be in time: nothing is broken now.
     pub(crate) async fn become_whole(&mut self, when: &str) -> Result<bool> {
+        self.in_time(when, Due::Whole).await
+    }
+
+    /// Looks again and again whether something holds that must within a time. It is a problem if it does not.
+    async fn in_time(&mut self, when: &str, due: Due) -> Result<bool> {
         let until = Instant::now() + self.whole_within;
         loop {
             // What ends by itself is started again.
             self.restart_ended(&[]).await?;
-            match self.target.whole().await {
+            match due.holds(self.target.leases()).await {
                 Ok(()) => return Ok(true),
                 Err(error) if Instant::now() >= until => {
-                    let text = format!("{when}, not whole in {:?}: {error:#}", self.whole_within);
+                    let text = format!("{when}, not in {:?}: {error:#}", self.whole_within);
                     eprintln!("  {text}");
                     self.problems.push(text);
                     return Ok(false);

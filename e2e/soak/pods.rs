@@ -175,13 +175,10 @@ impl<'a> PodBrokers<'a> {
             }
             Kind::CutOneWay => {
                 let addresses: Vec<_> = others.iter().filter_map(|id| pods.address(*id)).collect();
-                return filter(
-                    "",
-                    &format!("ip daddr {{ {} }} drop;", addresses.join(", ")),
-                );
+                return filter("", &format!("ip daddr {{ {} }} drop", addresses.join(", ")));
             }
             Kind::Loss => {
-                let rule = format!("numgen random mod 100 < {} drop;", fault.loss);
+                let rule = format!("numgen random mod 100 < {} drop", fault.loss);
                 return filter(&rule, &rule);
             }
             Kind::CutApi => CutFrom::ApiServer,
@@ -248,8 +245,8 @@ impl Target for PodBrokers<'_> {
         Ok(Vec::new())
     }
 
-    async fn whole(&mut self) -> Result<()> {
-        self.leases.wait_until_whole(TOPIC, Duration::ZERO).await
+    fn leases(&self) -> &Leases {
+        &self.leases
     }
 
     /// Their volumes are copied while the processes stand still: what is there then is what a killed process leaves.
@@ -296,6 +293,8 @@ fn documents(options: &Options) -> String {
         durability,
         ..
     } = options;
+    // As Kubernetes' own fields write such values.
+    let durability = if durability == "os" { "Os" } else { "Fsync" };
     format!(
         "apiVersion: millrace.dev/v1alpha1\nkind: Cluster\nmetadata: {{name: main}}\n\
          spec: {{replicas: {brokers}, durability: {durability}, storage: {{size: 1Gi}}}}\n---\n\

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use millrace_e2e::fleet::{Fleet, FleetSetup, NewTopic, State};
+use millrace_e2e::leases::Leases;
 use millrace_e2e::volume::Volume;
 use millrace_e2e::wires::Node;
 
@@ -178,9 +179,8 @@ impl Target for Processes {
         Ok(texts)
     }
 
-    async fn whole(&mut self) -> Result<()> {
-        let leases = self.fleet.leases();
-        leases.wait_until_whole(TOPIC, Duration::ZERO).await
+    fn leases(&self) -> &Leases {
+        self.fleet.leases()
     }
 
     async fn end(&mut self) -> Result<Option<Vec<(i32, PathBuf)>>> {

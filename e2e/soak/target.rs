@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
+use millrace_e2e::leases::Leases;
 
 use crate::plan::{Fault, Kind};
 
@@ -23,8 +24,8 @@ pub(crate) trait Target {
     /// Starts again what has ended by itself, but for those that are to stay off. Returns what has ended.
     async fn restart_ended(&mut self, off: &[i32]) -> Result<Vec<String>>;
 
-    /// An error if not all partitions have a leader that lives and all replicas in sync.
-    async fn whole(&mut self) -> Result<()>;
+    /// What the brokers write to the API server.
+    fn leases(&self) -> &Leases;
 
     /// Ends or freezes all brokers at a moment at which no client writes. Returns where the data of each is, if this machine has it.
     async fn end(&mut self) -> Result<Option<Vec<(i32, PathBuf)>>>;

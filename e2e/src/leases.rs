@@ -8,7 +8,9 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::ListParams;
 use kube::{Api, Client};
-use millrace_crds::coordination::{BrokerSession, PartitionLease, Role, TopicRecord};
+use millrace_crds::coordination::{
+    BrokerSession, Held, PartitionLease, Replica, Role, TopicRecord,
+};
 use uuid::Uuid;
 
 /// The name of each Cluster that is made here.
@@ -73,19 +75,13 @@ impl Leases {
     /// # Errors
     /// If the API server does not answer, or has no such topic.
     pub async fn unwhole(&self, topic: &str) -> Result<Vec<(i32, String)>> {
-        let sessions: HashMap<i32, _> = self
-            .list(Role::Broker)
-            .await?
-            .iter()
-            .filter_map(|lease| BrokerSession::read(lease).ok())
-            .map(|(session, held)| (session.broker_id, (session.store_id, held)))
-            .collect();
+        let sessions = self.sessions().await?;
         let lacking = |lease: &PartitionLease| {
             let assignment = &lease.assignment;
             let Some(leader) = assignment.leader else {
                 return Some("no leader".to_owned());
             };
-            let lives = |(_, held): &(Uuid, millrace_crds::coordination::Held)| {
+            let lives = |(_, held): &(Uuid, Held)| {
                 held.epoch == leader.broker_epoch && held.holder.is_some()
             };
             if !sessions.get(&leader.id).is_some_and(lives) {
@@ -93,9 +89,8 @@ impl Leases {
             }
             let missing = assignment.replicas.iter().find(|id| {
                 let store = sessions.get(id).map(|(store, _)| *store);
-                let in_sync = |replica: &millrace_crds::coordination::Replica| {
-                    replica.id == **id && Some(replica.store) == store
-                };
+                let in_sync =
+                    |replica: &Replica| replica.id == **id && Some(replica.store) == store;
                 !assignment.isr.iter().any(in_sync)
             });
             missing.map(|id| format!("replica {id} is not in sync"))
@@ -124,6 +119,26 @@ impl Leases {
         }
         found.sort_unstable_by_key(|lease| lease.assignment.partition);
         Ok(found)
+    }
+
+    /// The volume with which a broker has registered last, if it ever did.
+    ///
+    /// # Errors
+    /// If the API server does not answer.
+    pub async fn store(&self, broker: i32) -> Result<Option<Uuid>> {
+        let sessions = self.sessions().await?;
+        Ok(sessions.get(&broker).map(|(store, _)| *store))
+    }
+
+    /// Of each broker, its volume, and who holds its Lease.
+    async fn sessions(&self) -> Result<HashMap<i32, (Uuid, Held)>> {
+        let leases = self.list(Role::Broker).await?;
+        let sessions = leases
+            .iter()
+            .filter_map(|lease| BrokerSession::read(lease).ok());
+        Ok(sessions
+            .map(|(session, held)| (session.broker_id, (session.store_id, held)))
+            .collect())
     }
 
     async fn list(&self, role: Role) -> Result<Vec<Lease>> {

@@ -125,14 +125,14 @@ impl<'a> Pods<'a> {
     pub fn filter(&self, id: i32, incoming: &str, outgoing: &str) -> bool {
         let chain = |hook: &str, link: &str, rules: &str| {
             format!(
-                "chain {hook} {{ type filter hook {hook} priority 0; {link} lo accept; {rules} }}"
+                "chain {hook} {{\n type filter hook {hook} priority 0\n {link} lo accept\n {rules}\n }}\n"
             )
         };
         let (incoming, outgoing) = (
             chain("input", "iif", incoming),
             chain("output", "oif", outgoing),
         );
-        let table = format!("table inet {FILTER} {{ {incoming} {outgoing} }}");
+        let table = format!("table inet {FILTER} {{\n {incoming} {outgoing} }}\n");
         self.nft(id, &table).map(Finished::success).is_some()
     }
 
@@ -142,7 +142,7 @@ impl<'a> Pods<'a> {
     /// If that does not end.
     pub fn unfilter(&self, id: i32) {
         // A pod that was made anew has none.
-        self.nft(id, &format!("delete table inet {FILTER}"));
+        self.nft(id, &format!("delete table inet {FILTER}\n"));
     }
 
     fn nft(&self, id: i32, commands: &str) -> Option<Finished> {
