@@ -26,6 +26,10 @@ macro_rules! broken {
     };
 }
 
+/// A follower that was heard of, and not for so long, is not waited for as long as one that lags: its session broke two seconds ago, and it
+/// did not begin another. Heartbeats come with a session however much there is to copy.
+const SILENT: Duration = Duration::from_secs(5);
+
 /// How patient a leader is.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
@@ -371,7 +375,9 @@ impl Leader {
         let Some(progress) = self.followers.get(&replica.id) else {
             return false;
         };
-        if peer.gone || progress.store != replica.store {
+        let since = |then: Instant| now.saturating_duration_since(then);
+        let is_silent = peer.heard.is_some_and(|heard| since(heard) >= SILENT);
+        if peer.gone || is_silent || progress.store != replica.store {
             return false;
         }
         let has_all = progress.durable_end.is_some_and(|end| end >= self.log_end);
@@ -379,7 +385,7 @@ impl Leader {
             Some(heard) => progress.caught_up.max(heard),
             None => progress.caught_up,
         };
-        now.saturating_duration_since(caught_up) < self.timing.lag
+        since(caught_up) < self.timing.lag
     }
 
     /// What a replica of the ISR has durably, as far as that is known.

@@ -302,8 +302,18 @@ fn who_lags_or_is_gone_leaves_the_isr_down_to_the_minimum_and_comes_back_with_al
     assert_eq!(leader.isr_step(later, gone), None);
     assert_eq!(leader.in_sync(later, |_| Peer::default()), 1);
 
+    let silent = |id| Peer {
+        heard: Some(later - Duration::from_secs(5 * u64::from(id == 1))),
+        gone: false,
+    };
     leader.on_acknowledged(replica(1), 110, later);
     leader.on_acknowledged(replica(2), 105, later);
+    assert_eq!(leader.in_sync(later, near(later)), 2);
+    assert_eq!(
+        leader.in_sync(later, silent),
+        1,
+        "though it lags not for long"
+    );
     assert_eq!(leader.isr_step(later, near(later)), None, "it lacks some");
     leader.on_acknowledged(replica(2), 110, later);
     assert_eq!(proposed(leader.isr_step(later, near(later))), [0, 1, 2]);
