@@ -4,6 +4,9 @@
 //! for a broker that runs alone and [`coordination`] from Kubernetes Leases for one of several, [`observe`] shows what happens,
 //! [`service`] is gRPC in front. `main` wires them. The batch format is the crate `millrace-record`, since clients make batches too.
 
+#[macro_use]
+mod mutation;
+
 pub mod config;
 pub mod coordination;
 pub mod directory;
@@ -12,6 +15,8 @@ pub mod observe;
 pub mod partition;
 pub mod replication;
 pub mod service;
+#[cfg(test)]
+mod simulation;
 pub mod storage;
 pub mod topics;
 

@@ -417,7 +417,7 @@ impl Coordinator {
             self.alive = alive;
             let sessions = self.alive.iter();
             let sessions = sessions.map(|(id, broker)| (*id, (broker.epoch, broker.draining)));
-            self.context.peers.set_sessions(&sessions.collect());
+            self.context.peers.set_sessions(&sessions.collect(), now);
             self.consider_all();
         }
     }

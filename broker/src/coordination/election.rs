@@ -88,7 +88,9 @@ pub(crate) fn elect(
         let is_new = assignment.isr.is_empty() && lease.held.epoch == 0;
         // No one has led a new partition, so there is no record that a replica could lack.
         let store = broker.store;
-        (is_new || assignment.isr.contains(&Replica { id: *id, store })).then_some((*id, broker))
+        let is_in_sync =
+            assignment.isr.contains(&Replica { id: *id, store }) || broken!(ElectAnyone);
+        (is_new || is_in_sync).then_some((*id, broker))
     };
     let leader = assignment.leader.filter(is_alive);
     let leads_on = leader.filter(|leader| !alive[&leader.id].draining);
@@ -100,6 +102,7 @@ pub(crate) fn elect(
     }
     // In the order of preference. Of the ISR also who is to be a replica no longer: it has everything, and there may be no one else.
     let in_sync = assignment.isr.iter().map(|replica| &replica.id);
+    let in_sync = in_sync.filter(|_| !broken!(ElectListedOnly));
     if let Some(candidate) = assignment.replicas.iter().chain(in_sync).find_map(may_lead) {
         return Some(elected(candidate, Reason::Clean));
     }

@@ -14,7 +14,7 @@ use std::{
 
 /// What is known of when Leases were last renewed.
 #[derive(Debug)]
-pub(super) struct Liveness {
+pub(crate) struct Liveness {
     duration: Duration,
     /// The Lease's version when it last changed, and when that was seen.
     seen: BTreeMap<String, (String, Instant)>,
@@ -26,7 +26,7 @@ pub(super) struct Liveness {
 
 impl Liveness {
     /// Sessions whose Leases do not change for `duration` are dead.
-    pub(super) fn new(duration: Duration, now: Instant) -> Self {
+    pub(crate) fn new(duration: Duration, now: Instant) -> Self {
         Self {
             duration,
             seen: BTreeMap::new(),
@@ -37,7 +37,7 @@ impl Liveness {
     }
 
     /// A Lease was seen in that version.
-    pub(super) fn observe(&mut self, lease: &str, version: &str, now: Instant) {
+    pub(crate) fn observe(&mut self, lease: &str, version: &str, now: Instant) {
         match self.seen.get_mut(lease) {
             Some((known, _)) if known == version => {}
             Some(known) => *known = (version.to_owned(), now),
@@ -49,13 +49,13 @@ impl Liveness {
     }
 
     /// A Lease is gone.
-    pub(super) fn forget(&mut self, lease: &str) {
+    pub(crate) fn forget(&mut self, lease: &str) {
         self.seen.remove(lease);
     }
 
     /// The API server has said something. It does so at least as often as this broker renews its own session, so a longer silence is a
     /// gap: the API server was away, or this process was stopped.
-    pub(super) fn contact(&mut self, now: Instant) {
+    pub(crate) fn contact(&mut self, now: Instant) {
         if self.is_out_of_touch(now) {
             self.in_touch_since = now;
         }
@@ -63,13 +63,13 @@ impl Liveness {
     }
 
     /// The watch broke: from now on nothing is known until it is back.
-    pub(super) fn restart(&mut self, now: Instant) {
+    pub(crate) fn restart(&mut self, now: Instant) {
         self.in_touch_since = now;
         self.guarded = None;
     }
 
     /// Which of these Leases have not been renewed in time.
-    pub(super) fn expired<'a>(
+    pub(crate) fn expired<'a>(
         &mut self,
         leases: impl IntoIterator<Item = &'a str>,
         now: Instant,
@@ -92,7 +92,7 @@ impl Liveness {
     }
 
     /// Whether this Lease alone has not been renewed in time.
-    pub(super) fn is_silent(&self, lease: &str, now: Instant) -> bool {
+    pub(crate) fn is_silent(&self, lease: &str, now: Instant) -> bool {
         if self.is_out_of_touch(now) {
             return false;
         }

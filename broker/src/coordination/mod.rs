@@ -29,16 +29,16 @@
 mod api;
 mod context;
 mod coordinator;
-mod election;
+pub(crate) mod election;
 mod isr;
 mod kubernetes;
-mod liveness;
+pub(crate) mod liveness;
 mod membership;
-mod replicas;
-mod session;
+pub(crate) mod replicas;
+pub(crate) mod session;
 #[cfg(test)]
 mod tests;
-mod view;
+pub(crate) mod view;
 
 pub use api::ConnectError;
 pub use coordinator::Timing;

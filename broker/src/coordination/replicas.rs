@@ -41,7 +41,7 @@ pub(super) struct Replicas {
 
 /// What this process is to be to a partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Wish {
+pub(crate) enum Wish {
     /// To lead it in that epoch.
     Lead(i32),
     /// To follow its leader.
@@ -51,7 +51,7 @@ pub(super) enum Wish {
 }
 
 /// What the Lease of a partition asks of this process; `None` if it is nothing to it.
-pub(super) fn wish(me: Me, lease: &PartitionLease) -> Option<Wish> {
+pub(crate) fn wish(me: Me, lease: &PartitionLease) -> Option<Wish> {
     let assignment = &lease.assignment;
     let own = me.replica();
     let is_replica = assignment.replicas.contains(&me.id) || assignment.isr.contains(&own);
@@ -62,7 +62,10 @@ pub(super) fn wish(me: Me, lease: &PartitionLease) -> Option<Wish> {
             last_unclean_epoch: assignment.last_unclean_epoch,
         })),
         // Leadership is bound to one process, and to what it had on its volume.
-        Some(leader) if leader.broker_epoch == me.epoch && assignment.isr.contains(&own) => {
+        Some(leader)
+            if (leader.broker_epoch == me.epoch || broken!(ResumeEpoch))
+                && assignment.isr.contains(&own) =>
+        {
             Some(Wish::Lead(lease.held.epoch))
         }
         _ => is_replica.then_some(Wish::Hold),
@@ -70,7 +73,7 @@ pub(super) fn wish(me: Me, lease: &PartitionLease) -> Option<Wish> {
 }
 
 impl Wish {
-    fn part(&self) -> Part {
+    pub(crate) fn part(&self) -> Part {
         match self {
             Wish::Lead(epoch) => Part::Leader(*epoch),
             Wish::Follow(follower) => Part::Follower(follower.epoch),
@@ -80,13 +83,13 @@ impl Wish {
 
     /// Whether it stems from a Lease that is older than the log whose last batch is of that epoch: someone put an old state back, or it
     /// was read late. Who follows a leader that was deposed cuts off what was committed since.
-    pub(super) fn is_older_than(&self, last_epoch: Option<i32>) -> bool {
+    pub(crate) fn is_older_than(&self, last_epoch: Option<i32>) -> bool {
         let epoch = match self {
             Wish::Lead(epoch) => *epoch,
             Wish::Follow(follower) => follower.epoch,
             Wish::Hold => return false,
         };
-        last_epoch.is_some_and(|last| last > epoch)
+        last_epoch.is_some_and(|last| last > epoch) && !broken!(FollowThePast)
     }
 }
 
@@ -238,7 +241,7 @@ impl Replicas {
 }
 
 /// The topic's `min.insync.replicas`.
-pub(super) fn min_in_sync(record: &TopicRecord) -> usize {
+pub(crate) fn min_in_sync(record: &TopicRecord) -> usize {
     record.config.min_insync_replicas.unwrap_or(1) as usize
 }
 

@@ -13,22 +13,22 @@ use millrace_crds::coordination::{BrokerSession, Held, LeaseError};
 
 /// One process of a broker.
 #[derive(Clone, Debug)]
-pub(super) struct Claimant {
+pub(crate) struct Claimant {
     /// The Cluster's name.
-    pub(super) cluster: String,
+    pub(crate) cluster: String,
     /// So that the session goes with its Cluster.
-    pub(super) owner: Option<OwnerReference>,
+    pub(crate) owner: Option<OwnerReference>,
     /// What it says of itself.
-    pub(super) session: BrokerSession,
+    pub(crate) session: BrokerSession,
     /// `<pod>/<pod UID>/<random>`: no two processes have the same.
-    pub(super) identity: String,
+    pub(crate) identity: String,
     /// How long without a change until the session counts as dead.
-    pub(super) duration_seconds: i32,
+    pub(crate) duration_seconds: i32,
     /// How often its store was opened: a process of it has at least this epoch, though the Lease that counts them was deleted. In an epoch of an
     /// earlier process it would go on leading what that one led.
-    pub(super) starts: i32,
+    pub(crate) starts: i32,
     /// It is about to stop.
-    pub(super) draining: Arc<AtomicBool>,
+    pub(crate) draining: Arc<AtomicBool>,
 }
 
 /// Why a session can't be claimed.
@@ -53,7 +53,7 @@ pub enum ClaimError {
 
 impl Claimant {
     /// The Lease's name.
-    pub(super) fn lease_name(&self) -> String {
+    pub(crate) fn lease_name(&self) -> String {
         BrokerSession::lease_name(&self.cluster, self.session.broker_id)
     }
 
@@ -61,7 +61,7 @@ impl Claimant {
     ///
     /// A process of the same pod is gone by now: Kubernetes runs one process of a pod at a time, and a force-deleted twin finds out when it
     /// renews. A process of another pod is not, unless it gave the session up.
-    pub(super) fn claim(
+    pub(crate) fn claim(
         &self,
         current: Option<Lease>,
         now: MicroTime,
@@ -92,12 +92,12 @@ impl Claimant {
     }
 
     /// The Lease to write in place of `current`, which this process holds, to renew it; `None` if it does not hold it any more.
-    pub(super) fn renew(&self, current: Lease, now: MicroTime) -> Option<Lease> {
+    pub(crate) fn renew(&self, current: Lease, now: MicroTime) -> Option<Lease> {
         self.rewrite(current, |held| held.renewed = Some(now))
     }
 
     /// The same to give it up: the broker has stopped in good order, and no one waits for it.
-    pub(super) fn release(&self, current: Lease) -> Option<Lease> {
+    pub(crate) fn release(&self, current: Lease) -> Option<Lease> {
         self.rewrite(current, |held| held.holder = None)
     }
 

@@ -15,40 +15,40 @@ use tracing::{error, warn};
 use uuid::Uuid;
 
 /// Names a partition: the topic's id and the partition's index.
-pub(super) type PartitionKey = (Uuid, i32);
+pub(crate) type PartitionKey = (Uuid, i32);
 
 /// A broker's session as its Lease says.
 #[derive(Clone, Debug)]
-pub(super) struct SeenSession {
+pub(crate) struct SeenSession {
     /// What the broker says of itself.
-    pub(super) session: BrokerSession,
+    pub(crate) session: BrokerSession,
     /// Who holds it, in which epoch.
-    pub(super) held: Held,
+    pub(crate) held: Held,
 }
 
 /// A partition, with the object that a new state must replace.
 #[derive(Clone, Debug)]
-pub(super) struct SeenPartition {
+pub(crate) struct SeenPartition {
     /// Its state.
-    pub(super) lease: PartitionLease,
+    pub(crate) lease: PartitionLease,
     /// The Lease, less what only the API server needs.
-    pub(super) object: Lease,
+    pub(crate) object: Lease,
 }
 
 /// The controller, with its Lease.
 #[derive(Clone, Debug)]
-pub(super) struct SeenController {
+pub(crate) struct SeenController {
     /// Who it is.
-    pub(super) state: ControllerState,
+    pub(crate) state: ControllerState,
     /// Who holds the Lease, in which epoch.
-    pub(super) held: Held,
+    pub(crate) held: Held,
     /// The Lease.
-    pub(super) object: Lease,
+    pub(crate) object: Lease,
 }
 
 /// A thing that watched objects tell of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Item {
+pub(crate) enum Item {
     /// A broker's session.
     Session(i32),
     /// The controller.
@@ -61,7 +61,7 @@ pub(super) enum Item {
 
 /// The index. What changes it says which item is another now; a renewal alone makes none another.
 #[derive(Debug, Default)]
-pub(super) struct View {
+pub(crate) struct View {
     sessions: BTreeMap<i32, SeenSession>,
     controller: Option<SeenController>,
     partitions: BTreeMap<PartitionKey, SeenPartition>,
@@ -73,34 +73,34 @@ pub(super) struct View {
 
 impl View {
     /// The brokers' sessions.
-    pub(super) fn sessions(&self) -> &BTreeMap<i32, SeenSession> {
+    pub(crate) fn sessions(&self) -> &BTreeMap<i32, SeenSession> {
         &self.sessions
     }
 
     /// The controller's Lease, if there is one.
-    pub(super) fn controller(&self) -> Option<&SeenController> {
+    pub(crate) fn controller(&self) -> Option<&SeenController> {
         self.controller.as_ref()
     }
 
     /// All partitions.
-    pub(super) fn partitions(&self) -> &BTreeMap<PartitionKey, SeenPartition> {
+    pub(crate) fn partitions(&self) -> &BTreeMap<PartitionKey, SeenPartition> {
         &self.partitions
     }
 
     /// A topic's partitions, by index.
-    pub(super) fn partitions_of(&self, topic: Uuid) -> impl Iterator<Item = (i32, &SeenPartition)> {
+    pub(crate) fn partitions_of(&self, topic: Uuid) -> impl Iterator<Item = (i32, &SeenPartition)> {
         self.partitions
             .range((topic, i32::MIN)..=(topic, i32::MAX))
             .map(|((_, index), seen)| (*index, seen))
     }
 
     /// The topics' records.
-    pub(super) fn topics(&self) -> &BTreeMap<Uuid, TopicRecord> {
+    pub(crate) fn topics(&self) -> &BTreeMap<Uuid, TopicRecord> {
         &self.topics
     }
 
     /// A Lease was made, changed or listed.
-    pub(super) fn apply(&mut self, mut lease: Lease) -> Option<Item> {
+    pub(crate) fn apply(&mut self, mut lease: Lease) -> Option<Item> {
         let item = identify(&lease)?;
         if let Some(listed) = &mut self.listed {
             listed.insert(item);
@@ -123,18 +123,18 @@ impl View {
     }
 
     /// A Lease is gone.
-    pub(super) fn delete(&mut self, lease: &Lease) -> Option<Item> {
+    pub(crate) fn delete(&mut self, lease: &Lease) -> Option<Item> {
         let item = identify(lease)?;
         self.forget(item).then_some(item)
     }
 
     /// All Leases are about to be listed.
-    pub(super) fn begin_list(&mut self) {
+    pub(crate) fn begin_list(&mut self) {
         self.listed = Some(BTreeSet::new());
     }
 
     /// All Leases have been listed: what was not among them is gone.
-    pub(super) fn end_list(&mut self) -> Vec<Item> {
+    pub(crate) fn end_list(&mut self) -> Vec<Item> {
         let Some(listed) = self.listed.take() else {
             return Vec::new();
         };
@@ -147,7 +147,7 @@ impl View {
     }
 
     /// A topic's record was made, changed or listed.
-    pub(super) fn apply_topic(&mut self, object: &ConfigMap) -> Option<Item> {
+    pub(crate) fn apply_topic(&mut self, object: &ConfigMap) -> Option<Item> {
         let record = read_topic(object)?;
         let id = record.topic_id;
         let item = Item::Topic(id);
@@ -160,18 +160,18 @@ impl View {
     }
 
     /// A topic's record is gone.
-    pub(super) fn delete_topic(&mut self, object: &ConfigMap) -> Option<Item> {
+    pub(crate) fn delete_topic(&mut self, object: &ConfigMap) -> Option<Item> {
         let item = Item::Topic(read_topic(object)?.topic_id);
         self.forget(item).then_some(item)
     }
 
     /// All records are about to be listed.
-    pub(super) fn begin_topic_list(&mut self) {
+    pub(crate) fn begin_topic_list(&mut self) {
         self.listed_topics = Some(BTreeSet::new());
     }
 
     /// All records have been listed: what was not among them is gone.
-    pub(super) fn end_topic_list(&mut self) -> Vec<Item> {
+    pub(crate) fn end_topic_list(&mut self) -> Vec<Item> {
         let Some(listed) = self.listed_topics.take() else {
             return Vec::new();
         };
@@ -216,7 +216,7 @@ impl View {
         let lease = PartitionLease::read(&object)?;
         let key = (lease.assignment.topic_id, lease.assignment.partition);
         if let Some(known) = self.partitions.get_mut(&key) {
-            if lease.epochs() < known.lease.epochs() {
+            if lease.epochs() < known.lease.epochs() && !broken!(GoBackInTime) {
                 // Mostly an event that is later than this broker's own write.
                 return Ok(false);
             }

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
-    time::Duration,
+    time::Instant as StdInstant,
 };
 
 use bytes::Bytes;
@@ -27,7 +27,7 @@ use tracing::{error, info, warn};
 use super::{Leader, Shared};
 use crate::{
     partition::{HEARTBEAT, HostedReplica, PartitionKey, SILENCE},
-    replication::{Cut, Diverged, Follower},
+    replication::{Cut, Diverged, Following, NotNext},
     storage::{Appended, EpochEnd, PartitionAppend, StorageError, Store},
 };
 
@@ -35,37 +35,11 @@ use crate::{
 const OUTGOING: usize = 16;
 /// Positions in one message at most.
 const POSITIONS: usize = 1000;
-/// A leader that does not lead yet is asked again after this, then after twice as long, up to the most.
-const MIN_RETRY: Duration = Duration::from_millis(10);
-const MAX_RETRY: Duration = Duration::from_millis(500);
-
 /// A partition that is followed.
-struct Following {
+struct Followed {
     key: PartitionKey,
-    follower: Follower,
     replica: Arc<HostedReplica>,
-    /// The offset that comes next, once all that was handed to the store is appended.
-    next: i64,
-    /// Appends that the store has not answered yet.
-    appending: usize,
-    /// The leader's high watermark.
-    high_watermark: i64,
-    state: State,
-    retry: Duration,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    /// Its position was sent, and nothing has come of it yet.
-    Asked,
-    /// The leader sends what comes next.
-    Following,
-    /// It cuts off, or drops, what it has and the leader has not.
-    Cutting,
-    /// Its position is to be sent again, from then on, when nothing is being appended.
-    Again(Instant),
-    /// It can't follow: a person has to see to it.
-    Stopped,
+    following: Following,
 }
 
 /// Why a log was not cut.
@@ -86,7 +60,7 @@ type Outcome = Vec<(u32, Result<Appended, StorageError>)>;
 pub(super) struct Session<'a> {
     shared: &'a Arc<Shared>,
     outgoing: mpsc::Sender<ReplicateRequest>,
-    following: BTreeMap<u32, Following>,
+    followed: BTreeMap<u32, Followed>,
     handles: HashMap<PartitionKey, u32>,
     last_handle: u32,
     /// Whose positions are to be sent again, once it is time.
@@ -109,7 +83,7 @@ impl<'a> Session<'a> {
         let mut session = Session {
             shared,
             outgoing,
-            following: BTreeMap::new(),
+            followed: BTreeMap::new(),
             handles: HashMap::new(),
             last_handle: 0,
             waiting: BTreeSet::new(),
@@ -173,8 +147,8 @@ impl<'a> Session<'a> {
                     self.on_appended(outcome).await?;
                 }
                 Some((handle, outcome)) = self.cuts.next(), if !self.cuts.is_empty() => {
-                    if let Some(following) = self.following.get_mut(&handle) {
-                        following.on_cut(outcome);
+                    if let Some(followed) = self.followed.get_mut(&handle) {
+                        followed.on_cut(outcome);
                         self.look_whether_waiting(handle);
                     }
                 }
@@ -205,24 +179,19 @@ impl<'a> Session<'a> {
             for key in changed {
                 let wanted = assigned.partitions.get(&key);
                 if let Some(handle) = self.handles.remove(&key) {
-                    self.following.remove(&handle);
+                    self.followed.remove(&handle);
                     stopped.push(handle);
                 }
                 let Some((follower, replica)) = wanted else {
                     continue;
                 };
                 let handle = self.new_handle(key);
-                let following = Following {
+                let followed = Followed {
                     key,
-                    follower: *follower,
                     replica: replica.clone(),
-                    next: 0,
-                    appending: 0,
-                    high_watermark: 0,
-                    state: State::Again(Instant::now()),
-                    retry: MIN_RETRY,
+                    following: Following::new(*follower, Instant::now().into_std()),
                 };
-                self.following.insert(handle, following);
+                self.followed.insert(handle, followed);
                 self.waiting.insert(handle);
             }
         }
@@ -250,20 +219,17 @@ impl<'a> Session<'a> {
     }
 
     /// When the partition's position is to be sent again. Not before all that was handed to the store is appended.
-    fn due(&self, handle: u32) -> Option<Instant> {
-        let following = self.following.get(&handle)?;
-        match following.state {
-            State::Again(at) if following.appending == 0 => Some(at),
-            _ => None,
-        }
+    fn due(&self, handle: u32) -> Option<StdInstant> {
+        self.followed.get(&handle)?.following.due()
     }
 
     fn next_retry(&self) -> Option<Instant> {
         let waiting = self.waiting.iter();
-        waiting.filter_map(|handle| self.due(*handle)).min()
+        let due = waiting.filter_map(|handle| self.due(*handle)).min();
+        due.map(Instant::from_std)
     }
 
-    fn take_due(&mut self, now: Instant) -> Vec<u32> {
+    fn take_due(&mut self, now: StdInstant) -> Vec<u32> {
         // Who waits no more was given up.
         let is_later = |handle: &u32| self.due(*handle).is_some_and(|at| at > now);
         let waiting = self.waiting.iter();
@@ -274,34 +240,31 @@ impl<'a> Session<'a> {
 
     /// Sends the positions that are due, each under a new handle: what comes for the old one counts no more.
     async fn send_positions(&mut self) -> Result<(), Status> {
-        let due = self.take_due(Instant::now());
+        let due = self.take_due(StdInstant::now());
         for some in due.chunks(POSITIONS) {
             let mut positions = Vec::with_capacity(some.len());
             for old in some {
-                let Some(mut following) = self.following.remove(old) else {
+                let Some(mut followed) = self.followed.remove(old) else {
                     continue;
                 };
-                let handle = self.new_handle(following.key);
-                let epoch = following.follower.epoch;
-                match following.replica.position(epoch) {
-                    Some(position) => {
-                        let (topic_id, partition) = following.key;
-                        positions.push(ReplicaPosition {
-                            handle,
-                            topic_id: topic_id.to_string(),
-                            partition,
-                            leader_epoch: epoch,
-                            log_end_offset: position.log_end,
-                            last_epoch: position.last_epoch.unwrap_or(-1),
-                            durable_end_offset: position.durable_end,
-                        });
-                        following.next = position.log_end;
-                        following.state = State::Asked;
-                    }
-                    // It is being made something else: that is told separately.
-                    None => following.state = State::Stopped,
+                let handle = self.new_handle(followed.key);
+                let epoch = followed.following.follower().epoch;
+                // If there is none it is being made something else: that is told separately.
+                let position = followed.replica.position(epoch);
+                followed.following.on_sent(position.as_ref());
+                if let Some(position) = position {
+                    let (topic_id, partition) = followed.key;
+                    positions.push(ReplicaPosition {
+                        handle,
+                        topic_id: topic_id.to_string(),
+                        partition,
+                        leader_epoch: epoch,
+                        log_end_offset: position.log_end,
+                        last_epoch: position.last_epoch.unwrap_or(-1),
+                        durable_end_offset: position.durable_end,
+                    });
                 }
-                self.following.insert(handle, following);
+                self.followed.insert(handle, followed);
             }
             self.send(ReplicateRequest {
                 positions,
@@ -317,17 +280,16 @@ impl<'a> Session<'a> {
         let mut handles = Vec::new();
         for data in response.partitions {
             let handle = data.handle;
-            match self.following.get_mut(&handle) {
-                Some(following) if following.is_awaiting() => match data.refusal {
+            match self.followed.get_mut(&handle) {
+                Some(followed) if followed.following.is_awaiting() => match data.refusal {
                     Some(refusal) => {
                         let store = self.shared.store.clone();
-                        let cut = following.on_refusal(refusal, data.log_start_offset, store);
+                        let cut = followed.on_refusal(refusal, data.log_start_offset, store);
                         self.cuts
                             .extend(cut.map(|cut| cut.map(move |done| (handle, done)).boxed()));
                     }
                     None => {
-                        if let Some(append) = following.on_data(data) {
-                            following.appending += 1;
+                        if let Some(append) = followed.on_data(data) {
                             self.shared.metrics.replicated(append.size());
                             appends.push(append);
                             handles.push(handle);
@@ -368,20 +330,23 @@ impl<'a> Session<'a> {
         let mut next = Some(first);
         while let Some(outcome) = next {
             for (handle, result) in outcome {
-                let Some(following) = self.following.get_mut(&handle) else {
+                let Some(followed) = self.followed.get_mut(&handle) else {
                     continue;
                 };
-                following.appending -= 1;
                 match result {
                     Ok(appended) => {
-                        following.retry = MIN_RETRY;
-                        following.show_committed();
+                        followed.following.on_appended();
+                        followed.show_committed();
                         acks.push(ReplicaAck {
                             handle,
                             durable_end_offset: appended.end_offset,
                         });
                     }
-                    Err(error) => following.on_failure(&error),
+                    Err(error) => {
+                        followed.warn(&error);
+                        let now = StdInstant::now();
+                        followed.following.on_not_appended(now);
+                    }
                 }
                 self.look_whether_waiting(handle);
             }
@@ -407,21 +372,19 @@ impl<'a> Session<'a> {
     }
 }
 
-impl Following {
-    /// Whether what the leader says counts. Otherwise it has been given up, or is to be asked for anew.
-    fn is_awaiting(&self) -> bool {
-        matches!(self.state, State::Asked | State::Following)
+impl Followed {
+    fn epoch(&self) -> i32 {
+        self.following.follower().epoch
     }
 
     /// What is to be appended of the leader's news.
     fn on_data(&mut self, data: ReplicaData) -> Option<PartitionAppend> {
-        self.state = State::Following;
-        self.high_watermark = self.high_watermark.max(data.high_watermark);
+        self.following.on_data(data.high_watermark);
         self.show_committed();
         if data.batches.is_empty() {
             return None;
         }
-        match self.append(self.follower.epoch, data.batches) {
+        match self.append(data.batches) {
             Ok(append) => append,
             Err(error) => {
                 self.on_failure(&error);
@@ -430,30 +393,24 @@ impl Following {
         }
     }
 
-    fn append(
-        &mut self,
-        epoch: i32,
-        batches: Vec<Bytes>,
-    ) -> Result<Option<PartitionAppend>, StorageError> {
+    fn append(&mut self, batches: Vec<Bytes>) -> Result<Option<PartitionAppend>, StorageError> {
         let log = self.replica.log().clone();
-        let append = PartitionAppend::replicated(log, epoch, batches)?;
+        let append = PartitionAppend::replicated(log, self.epoch(), batches)?;
         let Some((first, end)) = append.span() else {
             return Ok(None);
         };
-        if first != self.next {
-            return Err(StorageError::NotContiguous {
-                found: first,
-                expected: self.next,
-            });
-        }
-        self.next = end;
+        let taken = self.following.takes(first, end);
+        taken.map_err(|NotNext { expected }| StorageError::NotContiguous {
+            found: first,
+            expected,
+        })?;
         Ok(Some(append))
     }
 
     fn show_committed(&self) {
-        let epoch = self.follower.epoch;
+        let high_watermark = self.following.high_watermark();
         self.replica
-            .on_leaders_high_watermark(epoch, self.high_watermark);
+            .on_leaders_high_watermark(self.epoch(), high_watermark);
     }
 
     /// What is to be done about the log, if anything.
@@ -463,17 +420,15 @@ impl Following {
         log_start: i64,
         store: Arc<Store>,
     ) -> Option<impl Future<Output = Result<(), CutError>> + use<>> {
+        let now = StdInstant::now();
         if matches!(refusal, Refusal::NotLeading(_)) {
-            self.again();
+            self.following.on_not_leading(now);
             return None;
         }
-        if self.state != State::Asked {
-            // Of a position that this log has left behind: the answer to the present one may be another.
-            self.state = State::Again(Instant::now());
+        if !self.following.heeds_refusal(now) {
             return None;
         }
-        self.state = State::Cutting;
-        let (replica, epoch) = (self.replica.clone(), self.follower.epoch);
+        let (replica, epoch) = (self.replica.clone(), self.epoch());
         Some(async move {
             match refusal {
                 Refusal::Diverging(diverging) => cut(&replica, epoch, diverging, &store).await,
@@ -484,29 +439,27 @@ impl Following {
 
     fn on_cut(&mut self, outcome: Result<(), CutError>) {
         match outcome {
-            Ok(()) => self.state = State::Again(Instant::now()),
+            Ok(()) => self.following.on_cut(StdInstant::now()),
             Err(CutError::Storage(error)) => self.on_failure(&error),
             Err(CutError::Diverged(diverged)) => {
                 let log = self.replica.log();
-                let epoch = self.follower.epoch;
+                let epoch = self.epoch();
                 error!(topic = %log.topic, partition = log.index, epoch, %diverged, "a replica stopped");
-                self.state = State::Stopped;
+                self.following.stop();
             }
         }
     }
 
     fn on_failure(&mut self, error: &StorageError) {
-        let log = self.replica.log();
-        if !matches!(self.state, State::Again(_) | State::Stopped) {
-            warn!(topic = %log.topic, partition = log.index, %error, "can't take over what the leader has; asking again");
-        }
-        self.retry = MAX_RETRY;
-        self.again();
+        self.warn(error);
+        self.following.on_failure(StdInstant::now());
     }
 
-    fn again(&mut self) {
-        self.state = State::Again(Instant::now() + self.retry);
-        self.retry = (self.retry * 2).min(MAX_RETRY);
+    fn warn(&self, error: &StorageError) {
+        if self.following.is_busy() {
+            let log = self.replica.log();
+            warn!(topic = %log.topic, partition = log.index, %error, "can't take over what the leader has; asking again");
+        }
     }
 }
 

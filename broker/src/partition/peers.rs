@@ -39,7 +39,7 @@ struct Known {
 
 impl Peers {
     /// The brokers with a session: of each the broker epoch, and whether it is about to stop.
-    pub fn set_sessions(&self, sessions: &BTreeMap<i32, (i32, bool)>) {
+    pub fn set_sessions(&self, sessions: &BTreeMap<i32, (i32, bool)>, now: Instant) {
         let mut peers = self.peers.lock();
         for (id, known) in peers.iter_mut() {
             if !sessions.contains_key(id) {
@@ -49,7 +49,7 @@ impl Peers {
         for (id, (epoch, draining)) in sessions {
             let known = peers.entry(*id).or_default();
             if known.session.is_none_or(|(known, _)| known != *epoch) {
-                known.since = Some(Instant::now());
+                known.since = Some(now);
             }
             known.session = Some((*epoch, !draining));
         }
@@ -58,8 +58,8 @@ impl Peers {
     }
 
     /// A follower was heard of.
-    pub fn heard(&self, id: i32) {
-        self.peers.lock().entry(id).or_default().heard = Some(Instant::now());
+    pub fn heard(&self, id: i32, now: Instant) {
+        self.peers.lock().entry(id).or_default().heard = Some(now);
     }
 
     /// Nothing listens at the address of that process any more.
@@ -135,7 +135,7 @@ mod tests {
     fn a_broker_is_gone_without_a_session_or_listener_or_when_it_is_about_to_stop() {
         let peers = Peers::default();
         assert!(peers.get(1).gone, "unknown");
-        peers.set_sessions(&[(1, (4, false)), (2, (1, true))].into());
+        peers.set_sessions(&[(1, (4, false)), (2, (1, true))].into(), Instant::now());
         assert!(!peers.get(1).gone);
         assert!(peers.get(2).gone, "draining");
         peers.refused(1, 3);
@@ -145,12 +145,12 @@ mod tests {
         peers.reached(1);
         assert!(!peers.get(1).gone);
         peers.refused(1, 4);
-        peers.set_sessions(&[(1, (5, false))].into());
+        peers.set_sessions(&[(1, (5, false))].into(), Instant::now());
         assert!(!peers.get(1).gone, "another process");
-        peers.set_sessions(&BTreeMap::new());
+        peers.set_sessions(&BTreeMap::new(), Instant::now());
         assert!(peers.get(1).gone);
         assert!(peers.get(1).heard.is_none());
-        peers.heard(1);
+        peers.heard(1, Instant::now());
         assert!(peers.get(1).heard.is_some());
     }
 
@@ -160,12 +160,15 @@ mod tests {
         let silence = Duration::from_secs(3);
         let isolated = |after| peers.is_isolated(0, silence, Instant::now() + after);
         assert!(!isolated(2 * silence), "alone");
-        peers.set_sessions(&[(0, (1, false)), (1, (1, false))].into());
+        peers.set_sessions(&[(0, (1, false)), (1, (1, false))].into(), Instant::now());
         assert!(!isolated(2 * silence), "the other one may be cut off");
-        peers.set_sessions(&[(0, (1, false)), (1, (1, false)), (2, (1, false))].into());
+        peers.set_sessions(
+            &[(0, (1, false)), (1, (1, false)), (2, (1, false))].into(),
+            Instant::now(),
+        );
         assert!(!isolated(silence / 2), "they are new");
         assert!(isolated(2 * silence));
-        peers.heard(2);
+        peers.heard(2, Instant::now());
         assert!(!isolated(silence / 2) && isolated(2 * silence));
         peers.refused(2, 1);
         assert!(!isolated(2 * silence), "one of them is gone");

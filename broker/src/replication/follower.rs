@@ -40,11 +40,6 @@ impl Follower {
         }
     }
 
-    /// Whether batches that begin at `base_offset`, sent in leader epoch `epoch`, come next. Those that come late or twice do not.
-    pub fn takes(&self, epoch: i32, base_offset: i64, log: &impl LogEnds) -> bool {
-        epoch == self.epoch && base_offset == log.log_end()
-    }
-
     /// Where to cut, as the leader of epoch `epoch` has an end of the last epoch that is another. `None` if that is no longer of interest.
     pub fn cut(
         &self,

@@ -8,23 +8,7 @@ use std::{
 use millrace_crds::coordination::{PartitionLease, Replica};
 use uuid::Uuid;
 
-#[cfg(test)]
-use super::mutation::{Mutation, is_on};
 use super::{LogEnds, Me, Position, PositionCheck, check_position};
-
-/// Whether a rule is broken on purpose, to see that the simulator notices.
-#[cfg(not(test))]
-macro_rules! broken {
-    ($mutation:ident) => {
-        false
-    };
-}
-#[cfg(test)]
-macro_rules! broken {
-    ($mutation:ident) => {
-        is_on(Mutation::$mutation)
-    };
-}
 
 /// A follower that was heard of, and not for so long, is not waited for as long as one that lags: its session broke two seconds ago, and it
 /// did not begin another. Heartbeats come with a session however much there is to copy.
@@ -218,7 +202,10 @@ impl Leader {
             durable_end: None,
             // Long ago, so to say: it has yet to catch up.
             caught_up: now.checked_sub(self.timing.lag).unwrap_or(now),
-            sample: (now, log_end),
+            sample: match broken!(JoinBelowEpochStart) {
+                true => (now, self.high_watermark),
+                false => (now, log_end),
+            },
         };
         let progress = self.followers.entry(from.id).or_insert_with(new);
         if progress.store != from.store {
@@ -293,7 +280,9 @@ impl Leader {
         if state.held.epoch == self.epoch() {
             self.adopt(state);
         }
-        if !is_newer {
+        if !is_newer && broken!(SkipFence) {
+            self.pending = None;
+        } else if !is_newer {
             self.set_phase(Phase::Unchanged);
         } else if state.held.epoch != self.epoch() {
             // Someone else leads: the one who looks after this replica hears of it, and no write can succeed any more.
@@ -406,7 +395,7 @@ impl Leader {
         let isr = &self.lease.assignment.isr;
         let proposed = self.pending.as_ref().map(|pending| &pending.isr);
         let fewest = proposed.map_or(isr.len(), |proposed| proposed.len().min(isr.len()));
-        if fewest < self.min_isr {
+        if fewest < self.min_isr && !broken!(CommitBelowMinimum) {
             return;
         }
         let counted = isr.iter().chain(proposed.into_iter().flatten());

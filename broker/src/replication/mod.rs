@@ -25,13 +25,13 @@
 //! when a change is *proposed*.
 
 mod follower;
+mod following;
 mod leader;
-#[cfg(test)]
-pub(crate) mod mutation;
 #[cfg(test)]
 mod tests;
 
 pub use follower::{Cut, Diverged, Follower};
+pub use following::{Following, NotNext};
 pub use leader::{IsrStep, Leader, Peer, Timing};
 
 use millrace_crds::coordination::Replica;
@@ -118,7 +118,7 @@ pub enum PositionCheck {
 pub fn check_position(position: &Position, log: &impl LogEnds) -> PositionCheck {
     if let Some(last_epoch) = position.last_epoch {
         let end = log.end_of_epoch(last_epoch);
-        if end.epoch.is_none() && log.log_start() > 0 {
+        if end.epoch.is_none() && log.log_start() > 0 && !broken!(KeepIncomparable) {
             // Retention has removed all that was as old: whether it was the same no one can tell.
             return PositionCheck::OutOfRange;
         }

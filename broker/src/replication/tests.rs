@@ -180,8 +180,6 @@ fn a_follower_cuts_what_is_not_its_leaders_but_nothing_that_is_committed() {
         };
         assert_eq!(cut(follower, 6, end(3, 70), 80), expected);
     }
-    assert!(follower.takes(6, 90, &log));
-    assert!(!follower.takes(6, 89, &log) && !follower.takes(5, 90, &log));
 }
 
 #[test]
@@ -235,6 +233,48 @@ fn a_follower_begins_anew_where_nothing_can_be_compared_but_never_below_what_is_
     assert_eq!(Follower::position(&emptied).last_epoch, Some(3));
     emptied.start = 90;
     assert_eq!(Follower::position(&emptied).last_epoch, None);
+}
+
+#[test]
+fn a_follower_acts_on_answers_to_its_present_position_only() {
+    let now = Instant::now();
+    let follower = Follower {
+        epoch: 6,
+        leader: 1,
+        last_unclean_epoch: None,
+    };
+    let position = Position {
+        log_end: 90,
+        last_epoch: Some(3),
+        durable_end: 90,
+    };
+    let asked = || {
+        let mut following = Following::new(follower, now);
+        assert_eq!(following.due(), Some(now));
+        following.on_sent(Some(&position));
+        following
+    };
+    // Refused: the log is put right, and then it asks again.
+    let mut following = asked();
+    assert!(following.heeds_refusal(now) && !following.is_awaiting());
+    assert_eq!(following.due(), None);
+    following.on_cut(now);
+    assert_eq!(following.due(), Some(now));
+    // Refused late, when something has come of the position already.
+    let mut following = asked();
+    following.on_data(40);
+    assert!(!following.heeds_refusal(now));
+    assert_eq!(following.due(), Some(now));
+    // Batches are taken in order, and it asks for none while some are being appended.
+    let mut following = asked();
+    following.on_data(40);
+    assert_eq!(following.takes(89, 95), Err(NotNext { expected: 90 }));
+    assert_eq!(following.takes(90, 95), Ok(()));
+    assert_eq!(following.takes(95, 99), Ok(()));
+    following.on_appended();
+    following.on_not_appended(now);
+    assert!(following.due().is_some_and(|at| at > now));
+    assert_eq!(following.high_watermark(), 40);
 }
 
 #[test]
@@ -382,7 +422,10 @@ fn a_volume_that_lost_its_data_takes_its_place_again_with_all_of_it() {
 /// Each rule holds where it is kept, and does not where it is broken: so the switches do what they say.
 #[test]
 fn a_rule_that_is_broken_on_purpose_does_not_hold() {
-    use mutation::Mutation::{self, *};
+    use crate::mutation::{
+        self,
+        Mutation::{self, *},
+    };
     let now = Instant::now();
     let gone = |id| Peer {
         heard: Some(now),

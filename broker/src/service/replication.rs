@@ -162,7 +162,7 @@ impl Session {
                 request = requests.message() => match request {
                     Ok(Some(request)) => {
                         self.heard = Instant::now();
-                        broker.peers.heard(follower);
+                        broker.peers.heard(follower, self.heard);
                         self.on_request(request);
                     }
                     Ok(None) => break,

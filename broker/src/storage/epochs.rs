@@ -26,7 +26,9 @@ impl EpochCache {
     pub fn note(&mut self, epoch: i32, base_offset: i64) {
         if self.last().is_none_or(|last| last < epoch) {
             // Of an epoch that begins here, too, retention has removed everything.
-            self.truncate(base_offset);
+            if !broken!(KeepEmptiedEpochs) {
+                self.truncate(base_offset);
+            }
             self.entries.push((epoch, base_offset));
         }
     }
@@ -65,7 +67,7 @@ impl EpochCache {
     }
 
     /// Value of `meta`'s epoch entries: for each epoch i32, start offset i64; big-endian. Since format 3.
-    pub(super) fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut value = Vec::with_capacity(self.entries.len() * 12);
         for (epoch, start) in &self.entries {
             value.extend_from_slice(&epoch.to_be_bytes());
@@ -75,7 +77,7 @@ impl EpochCache {
     }
 
     /// `None` if the value is damaged.
-    pub(super) fn decode(value: &[u8]) -> Option<Self> {
+    pub(crate) fn decode(value: &[u8]) -> Option<Self> {
         let (entries, []) = value.as_chunks::<12>() else {
             return None;
         };

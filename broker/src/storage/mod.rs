@@ -58,6 +58,8 @@ pub use error::StorageError;
 pub use log::{LogConfig, LogListener, PartitionLog, Retention};
 pub use options::{Durability, StorageOptions};
 pub use producers::SequenceError;
+#[cfg(test)]
+pub(crate) use producers::{Producers, Verdict};
 pub use read::{ReadBatches, UpTo};
 pub use recovery::RecoveryReport;
 pub use store::Store;

@@ -52,7 +52,7 @@ pub enum SequenceError {
 
 /// What to do with a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(crate) enum Verdict {
     Append,
     Duplicate { base_offset: i64, last_offset: i64 },
 }
@@ -68,7 +68,7 @@ struct Remembered {
 
 /// What is known of one producer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Producer {
+pub(crate) struct Producer {
     epoch: i16,
     /// When it last wrote, milliseconds since the Unix epoch.
     last_written_ms: i64,
@@ -80,13 +80,13 @@ pub(super) struct Producer {
 
 /// The producers of one partition.
 #[derive(Debug, Default)]
-pub(super) struct Producers {
+pub(crate) struct Producers {
     producers: HashMap<i64, Producer>,
 }
 
 impl Producers {
     /// Checks a batch before it is appended.
-    pub(super) fn check(&self, header: &BatchHeader) -> Result<Verdict, SequenceError> {
+    pub(crate) fn check(&self, header: &BatchHeader) -> Result<Verdict, SequenceError> {
         if header.producer_id < 0 || header.attributes.is_control() {
             return Ok(Verdict::Append);
         }
@@ -147,7 +147,7 @@ impl Producers {
 
     /// Takes note of an appended batch. Adds the producers that it changes to `before`, with what was known of them, for
     /// [`Self::restore`]: its own, and whoever had to make room.
-    pub(super) fn appended(
+    pub(crate) fn appended(
         &mut self,
         header: &BatchHeader,
         base_offset: i64,
@@ -204,7 +204,7 @@ impl Producers {
     }
 
     /// Undoes [`Self::appended`], for what it added to `before`, the last first.
-    pub(super) fn restore(&mut self, producer_id: i64, before: Option<Producer>) {
+    pub(crate) fn restore(&mut self, producer_id: i64, before: Option<Producer>) {
         match before {
             Some(producer) => self.producers.insert(producer_id, producer),
             None => self.producers.remove(&producer_id),
@@ -213,7 +213,7 @@ impl Producers {
 
     /// Forgets the batches at and after `offset`. Returns the producers that changed, with what was known of them, for
     /// [`Self::restore`].
-    pub(super) fn truncate(&mut self, offset: i64) -> Vec<(i64, Option<Producer>)> {
+    pub(crate) fn truncate(&mut self, offset: i64) -> Vec<(i64, Option<Producer>)> {
         let mut changed = Vec::new();
         for (id, producer) in &mut self.producers {
             if producer
@@ -231,7 +231,7 @@ impl Producers {
     }
 
     /// Forgets producers that last wrote before `deadline_ms`. Returns their ids.
-    pub(super) fn expire(&mut self, deadline_ms: i64) -> Vec<i64> {
+    pub(crate) fn expire(&mut self, deadline_ms: i64) -> Vec<i64> {
         let expired: Vec<i64> = self
             .producers
             .iter()
@@ -245,12 +245,12 @@ impl Producers {
     }
 
     /// The stored form of one producer, if it is known.
-    pub(super) fn encode(&self, producer_id: i64) -> Option<Vec<u8>> {
+    pub(crate) fn encode(&self, producer_id: i64) -> Option<Vec<u8>> {
         self.producers.get(&producer_id).map(Producer::encode)
     }
 
     /// Takes in the stored form of one producer. `None` if the value is damaged.
-    pub(super) fn load(&mut self, producer_id: i64, value: &[u8]) -> Option<()> {
+    pub(crate) fn load(&mut self, producer_id: i64, value: &[u8]) -> Option<()> {
         self.producers.insert(producer_id, Producer::decode(value)?);
         Some(())
     }
