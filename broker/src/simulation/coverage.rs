@@ -66,7 +66,7 @@ counters! {
     ProducerRenewed: "a producer goes on under another id, as its gap stays",
     TooFewInSync: "acks=all is refused for lack of replicas in sync",
     WaitersFailed: "producers who wait are told that the leader leads no more",
-    ZombieAppend: "a leader that was deposed appends",
+    SentToDeposed: "a leader that was deposed, and does not know, is sent a batch",
     ConsumerReset: "a consumer is overtaken by retention",
     NotKnownLatest: "a new leader does not know yet what is committed",
 }

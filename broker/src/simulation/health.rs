@@ -105,7 +105,7 @@ impl World {
             process.disk.logs.get(&key)
         };
         let process = self.nodes[leader.id as usize].process.as_ref();
-        let leads = process.is_some_and(|process| process.leads(key));
+        let leads = process.is_some_and(|process| process.leads_in(key).is_some());
         let Some(log) = log_at(leader.id).filter(|_| leads) else {
             return Some(format!(
                 "the leader of partition {index} does not lead: {lease:?}"

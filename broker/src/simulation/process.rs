@@ -283,6 +283,14 @@ impl Process {
         hosted.role = Role::Leader(leader);
     }
 
+    /// The epoch in which it leads the partition, if it does.
+    pub(super) fn leads_in(&self, key: PartitionKey) -> Option<i32> {
+        match &self.hosted.get(&key)?.role {
+            Role::Leader(leader) => Some(leader.epoch()),
+            Role::Follower(_) | Role::Neither => None,
+        }
+    }
+
     /// Has the leader, if this is one, take something in, and acts on what follows for the high watermark.
     pub(super) fn change_leader<T>(
         &mut self,

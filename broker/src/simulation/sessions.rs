@@ -12,7 +12,7 @@ use super::{
     coverage::Seen,
     log::Batch,
     net::{Request, Response, Way},
-    process::{Cx, Process, Role},
+    process::{Cx, Process},
     queue::Event,
 };
 use crate::{
@@ -638,10 +638,5 @@ impl Process {
         for (session, handle) in all.collect::<Vec<_>>() {
             self.pump(session, handle, cx);
         }
-    }
-
-    pub(super) fn leads(&self, key: PartitionKey) -> bool {
-        let hosted = self.hosted.get(&key);
-        hosted.is_some_and(|hosted| matches!(hosted.role, Role::Leader(_)))
     }
 }

@@ -324,6 +324,7 @@ impl World {
             Event::Producer(index) => self.on_producer(index),
             Event::Produce(broker, request) => {
                 if let Some(pid) = self.process_of(broker) {
+                    self.note_deposed(pid, request.key);
                     self.with(pid, |process, cx| process.on_produce(request, cx));
                 }
             }
@@ -519,6 +520,15 @@ impl World {
         let known = process.and_then(|process| process.coordination.lease(key));
         if known.map(|known| known.epochs()) < self.lease(key).map(|lease| lease.epochs()) {
             self.coverage.note(Seen::StaleServe);
+        }
+    }
+
+    fn note_deposed(&mut self, pid: Pid, key: PartitionKey) {
+        let process = self.nodes[pid.broker as usize].process.as_ref();
+        let leads_in = process.and_then(|process| process.leads_in(key));
+        let newest = self.lease(key).map(|lease| lease.held.epoch);
+        if leads_in.is_some() && leads_in < newest {
+            self.coverage.note(Seen::SentToDeposed);
         }
     }
 
