@@ -48,6 +48,7 @@ mutations! {
     KeepIncomparable: "A follower keeps what is older than all that its leader has.",
     ResumeEpoch: "A process leads on in the epoch of the one before it.",
     FollowThePast: "A replica follows a leader whose epoch is older than its own records.",
+    KeepOffice: "A process that is controller anew goes on in the epoch in which it was before.",
     GoBackInTime: "An event that comes late undoes what is known.",
     ElectAnyone: "A replica that is not in sync is elected.",
     ElectListedOnly: "The last member of the ISR is not elected if it is to be a replica no longer.",

@@ -38,6 +38,7 @@ use super::{
     election::{LiveBroker, Reason, TopicRules, elect, hand_over},
     liveness::Liveness,
     membership::now,
+    office::{Office, office},
     replicas::{Wanted, min_in_sync},
     view::{Item, PartitionKey, SeenSession, View},
 };
@@ -429,13 +430,13 @@ impl Coordinator {
                 .and_then(|c| Some((c.held.holder.clone()?, c.held.epoch)))
         };
         let mine = holder.filter(|(holder, _)| *holder == self.context.claimant.identity);
-        match (mine, self.controller) {
-            (Some((_, epoch)), None) => self.take_office(epoch),
-            (None, Some(_)) => {
+        match office(self.controller, mine.map(|(_, epoch)| epoch)) {
+            Office::Take(epoch) => self.take_office(epoch),
+            Office::Leave => {
                 info!("another broker is controller now");
                 self.leave_office();
             }
-            _ => {}
+            Office::AsBefore => {}
         }
         self.on_tick();
     }

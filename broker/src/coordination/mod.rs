@@ -1,7 +1,8 @@
 //! Who is in the cluster and who leads what. Under Kubernetes these facts live in [Leases](millrace_crds::coordination); a broker that runs
 //! alone is the only one there is and leads every partition.
 //!
-//! Pure, and driven by tests: [`view`] (what is known), [`liveness`] (who is alive), [`election`] (who leads), [`session`] (what a broker claims).
+//! Pure, and driven by tests: [`view`] (what is known), [`liveness`] (who is alive), [`election`] (who leads), [`session`] (what a broker claims),
+//! [`office`] (whether it is controller).
 //! Thin around them: [`api`] (the calls), [`membership`] (a session's life), [`coordinator`] (the task that watches and elects),
 //! [`replicas`] (what follows from it for this broker's replicas), [`isr`] (writes what leaders decide on their in-sync replicas), and
 //! [`kubernetes`], which wires them.
@@ -34,6 +35,7 @@ mod isr;
 mod kubernetes;
 pub(crate) mod liveness;
 mod membership;
+pub(crate) mod office;
 pub(crate) mod replicas;
 pub(crate) mod session;
 #[cfg(test)]

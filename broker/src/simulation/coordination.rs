@@ -24,6 +24,7 @@ use crate::{
     coordination::{
         election::{LiveBroker, Reason, TopicRules, elect, hand_over},
         liveness::Liveness,
+        office::{Office, office},
         replicas::min_in_sync,
         session::Claimant,
         view::{Item, View},
@@ -614,18 +615,19 @@ impl Process {
         let holder = coordination.view.controller();
         let mine = holder
             .filter(|seen| seen.held.holder.as_deref() == Some(&*coordination.claimant.identity));
-        match (mine.map(|seen| seen.held.epoch), coordination.controller) {
-            (Some(epoch), None) => {
+        let held = mine.map(|seen| seen.held.epoch);
+        match office(coordination.controller, held) {
+            Office::Take(epoch) => {
                 cx.coverage.note(Seen::ControllerChanged);
                 coordination.controller = Some(epoch);
                 coordination.office_renewed = cx.now;
                 self.decide_all(cx);
             }
-            (None, Some(_)) => {
+            Office::Leave => {
                 coordination.controller = None;
                 coordination.resting.clear();
             }
-            _ => {}
+            Office::AsBefore => {}
         }
     }
 

@@ -79,7 +79,16 @@ impl Oracle {
         history.is_some_and(|history| history.may_have_lost)
     }
 
-    /// A Lease was written in place of another.
+    /// The controller's Lease may have been written.
+    pub(super) fn on_controller_epoch(&mut self, old: Option<i32>, new: Option<i32>) {
+        if new < old {
+            self.fail("the controller's epoch never falls", || {
+                format!("from {old:?} to {new:?}")
+            });
+        }
+    }
+
+    /// A partition's Lease was written in place of another.
     pub(super) fn on_lease(
         &mut self,
         key: PartitionKey,

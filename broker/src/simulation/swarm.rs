@@ -140,7 +140,7 @@ impl Swarm {
             loss: rng.choice([200, 2_000, u32::MAX]).unwrap_or(2_000),
             api: Delay::draw_from(rng, 50, 6_000),
             api_failures: rng.choice([8, 40, 1_000]).unwrap_or(40),
-            has_stale_lists: rng.u32(0..8) == 0,
+            has_stale_lists: rng.bool(),
             watch: Delay::draw_from(rng, 100, 8_000),
             sync: Delay::draw_from(rng, 20, 500),
             serve: Delay::draw_from(rng, 10, 1_000),
@@ -154,7 +154,6 @@ impl Swarm {
     /// Nothing goes wrong any more.
     pub(super) fn heal(&mut self) {
         self.is_disordered = false;
-        self.has_stale_lists = false;
         self.loss = u32::MAX;
         self.api_failures = u32::MAX;
         let delays = [

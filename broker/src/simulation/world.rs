@@ -11,7 +11,9 @@ use fastrand::Rng;
 use k8s_openapi::api::{coordination::v1::Lease, core::v1::ConfigMap};
 use millrace_crds::{
     Topic, TopicConfig,
-    coordination::{PartitionAssignment, PartitionLease, Replica, TopicRecord, TopicState},
+    coordination::{
+        ControllerState, PartitionAssignment, PartitionLease, Replica, TopicRecord, TopicState,
+    },
 };
 use uuid::Uuid;
 
@@ -441,7 +443,11 @@ impl World {
             Call::Read(_) => None,
         };
         let Some(new) = new else {
-            return self.kube.call(call);
+            let before = self.controller_epoch();
+            let outcome = self.kube.call(call);
+            self.oracle
+                .on_controller_epoch(before, self.controller_epoch());
+            return outcome;
         };
         let key = (new.assignment.topic_id, new.assignment.partition);
         let old = self.lease(key);
@@ -465,6 +471,11 @@ impl World {
         outcome
     }
 
+    fn controller_epoch(&self) -> Option<i32> {
+        let lease = self.kube.get(&ControllerState::lease_name(CLUSTER))?;
+        lease.spec.as_ref()?.lease_transitions
+    }
+
     pub(super) fn lease(&self, key: PartitionKey) -> Option<PartitionLease> {
         let name = PartitionAssignment::new(key.0, key.1, Vec::new()).lease_name(CLUSTER);
         PartitionLease::read(self.kube.get(&name)?).ok()
@@ -483,8 +494,8 @@ impl World {
             self.queue.push(self.at + 500, Event::List(pid, stream));
             return;
         }
-        let (objects, next) = match self.swarm.has_stale_lists {
-            true => self.kube.list_before(self.rng.usize(0..20)),
+        let (objects, next) = match self.swarm.has_stale_lists && self.healed_at.is_none() {
+            true => self.kube.list_before(self.rng.usize(0..60)),
             false => self.kube.list(),
         };
         let at = self.at + self.swarm.api.draw(&mut self.rng);
