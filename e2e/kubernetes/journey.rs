@@ -338,6 +338,8 @@ impl Journey<'_> {
             .as_str()
             .unwrap()
             .to_owned();
+        // The broker whose process was killed has no figures until it is back.
+        self.wait(60, "cluster/main", "Ready", is_ready);
         let before = self.stored_bytes();
         assert!(before > 1 << 20, "{before} bytes stored");
         let begun = Instant::now();

@@ -58,7 +58,8 @@ pub(crate) fn producers_and_consumers_go_on_without_the_api_server(kubernetes: &
     assert!(!log.contains("WARN"), "a request failed: {log}");
 
     // All of it comes back, and no one was held for dead for having been unable to say that it lives.
-    installed.wait(60, &namespace, "cluster/main", "Ready", is_ready);
+    // Brokers lived on, but Kubernetes takes its time to see that its nodes did, too.
+    installed.wait(180, &namespace, "cluster/main", "Ready", is_ready);
     std::thread::sleep(Duration::from_secs(AROUND));
     assert_eq!(epochs(&installed, &namespace), before);
     installed.wait(60, &namespace, "topic/steady", "Ready", is_ready);
