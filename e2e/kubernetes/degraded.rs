@@ -3,11 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use millrace_e2e::kubernetes::{Installed, Kubernetes, condition, is_ready};
+use millrace_e2e::kubernetes::{Installed, Kubernetes, cluster_with_topic, condition, is_well};
 use serde_json::Value;
 
-const CLUSTER: &str = "apiVersion: millrace.dev/v1alpha1\nkind: Cluster\nmetadata: {name: main}\nspec: {replicas: 3, storage: {size: 1Gi}}\n---\n\
-                       apiVersion: millrace.dev/v1alpha1\nkind: Topic\nmetadata: {name: events}\nspec: {partitions: 6}\n";
 const OBJECTS: [&str; 2] = ["topic/events", "cluster/main"];
 
 pub(crate) fn conditions_and_events_tell_when_it_begins_and_when_it_is_over(
@@ -20,12 +18,9 @@ pub(crate) fn conditions_and_events_tell_when_it_begins_and_when_it_is_over(
     let (installed, _) = Installed::install(kubernetes);
     let namespace = format!("degraded-{}", std::process::id());
     installed.kubectl(&["create", "namespace", &namespace]);
-    installed.apply(&namespace, CLUSTER);
-    let well = |object: Option<&Value>| {
-        is_ready(object) && condition(object, "Degraded").is_some_and(|(s, _, _)| s == "False")
-    };
+    installed.apply(&namespace, &cluster_with_topic("events"));
     for object in OBJECTS {
-        installed.wait(90, &namespace, object, "well", well);
+        installed.wait(90, &namespace, object, "well", is_well);
     }
     let begun = [
         events(&installed, &namespace, "Topic"),
@@ -57,7 +52,7 @@ pub(crate) fn conditions_and_events_tell_when_it_begins_and_when_it_is_over(
     }
     drop(cordon);
     for object in OBJECTS {
-        let took = installed.wait(90, &namespace, object, "well again", well);
+        let took = installed.wait(90, &namespace, object, "well again", is_well);
         println!("{object} is well again after {took:.1?}");
     }
     // That a broker is away is told by the Cluster, not by each of its Topics.

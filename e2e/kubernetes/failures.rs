@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use comfy_table::{Table, presets};
 use millrace_e2e::kubernetes::{
-    CutFrom, Installed, Kubernetes, Pods, condition, is_ready, launcher, launcher_path,
+    CutFrom, Installed, Kubernetes, Pods, cluster_with_topic, is_ready, is_well, launcher,
+    launcher_path,
 };
 use millrace_e2e::repository;
 use rustix::process::Signal;
@@ -20,8 +21,6 @@ const RATE: usize = 2000;
 /// How long a pause or a cut lasts: longer than a session lives without renewal, and than a replica may lag.
 const LONG: Duration = Duration::from_secs(12);
 const TOPIC: &str = "events";
-const CLUSTER: &str = "apiVersion: millrace.dev/v1alpha1\nkind: Cluster\nmetadata: {name: main}\nspec: {replicas: 3, storage: {size: 1Gi}}\n---\n\
-                       apiVersion: millrace.dev/v1alpha1\nkind: Topic\nmetadata: {name: events}\nspec: {partitions: 6}\n";
 
 pub(crate) fn nothing_acknowledged_is_lost(kubernetes: &Kubernetes) {
     if !kubernetes.is_launched() {
@@ -30,7 +29,7 @@ pub(crate) fn nothing_acknowledged_is_lost(kubernetes: &Kubernetes) {
     }
     let (installed, _) = Installed::install(kubernetes);
     let namespace = format!("failures-{}", std::process::id());
-    let pods = Pods::create(installed, &namespace, CLUSTER);
+    let pods = Pods::create(installed, &namespace, &cluster_with_topic(TOPIC));
     for object in ["cluster/main", "topic/events"] {
         let installed = &pods.installed;
         installed.wait(60, &namespace, object, "Ready", is_ready);
@@ -115,9 +114,7 @@ fn break_things(pods: &Pods<'_>) -> Vec<(&'static str, Duration)> {
     let mut times = Vec::new();
     let mut after = |what: &'static str| {
         let begun = Instant::now();
-        installed.wait(90, namespace, "topic/events", "whole", |topic| {
-            is_ready(topic) && condition(topic, "Degraded").is_some_and(|(s, _, _)| s == "False")
-        });
+        installed.wait(90, namespace, "topic/events", "whole", is_well);
         times.push((what, begun.elapsed()));
     };
     let leader = |partition: usize| {

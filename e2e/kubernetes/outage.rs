@@ -4,15 +4,15 @@
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use millrace_e2e::kubernetes::{Installed, Kubernetes, is_ready, launcher, launcher_path};
+use millrace_e2e::kubernetes::{
+    Installed, Kubernetes, cluster_with_topic, is_ready, launcher, launcher_path,
+};
 use millrace_e2e::repository;
 use serde_json::Value;
 
 /// Several times the six seconds after which a session is dead. `MILLRACE_OUTAGE_SECONDS` makes it longer.
 const DEFAULT_SECONDS: u64 = 25;
 const AROUND: u64 = 10;
-const CLUSTER: &str = "apiVersion: millrace.dev/v1alpha1\nkind: Cluster\nmetadata: {name: main}\nspec: {replicas: 3, storage: {size: 1Gi}}\n---\n\
-                       apiVersion: millrace.dev/v1alpha1\nkind: Topic\nmetadata: {name: steady}\nspec: {partitions: 6}\n";
 
 pub(crate) fn producers_and_consumers_go_on_without_the_api_server(kubernetes: &Kubernetes) {
     if !kubernetes.is_launched() {
@@ -26,7 +26,7 @@ pub(crate) fn producers_and_consumers_go_on_without_the_api_server(kubernetes: &
     let (installed, _) = Installed::install(kubernetes);
     let namespace = format!("outage-{}", std::process::id());
     installed.kubectl(&["create", "namespace", &namespace]);
-    installed.apply(&namespace, CLUSTER);
+    installed.apply(&namespace, &cluster_with_topic("steady"));
     installed.wait(60, &namespace, "cluster/main", "Ready", is_ready);
     installed.wait(30, &namespace, "topic/steady", "Ready", is_ready);
     wait_for_preferred_leaders(&installed, &namespace);

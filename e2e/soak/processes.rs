@@ -68,11 +68,8 @@ impl Processes {
         self.fleet.keep_data()
     }
 
-    fn cut(&self, id: i32, others: &[Node]) {
-        for other in others {
-            let wires = self.fleet.wires();
-            wires.between(Node::Broker(id), *other, |link| link.cut = true);
-        }
+    fn cut(&self, id: i32, others: Vec<Node>) {
+        self.fleet.wires().cut(Node::Broker(id), others);
     }
 
     fn others(&self, id: i32) -> Vec<Node> {
@@ -113,9 +110,9 @@ impl Target for Processes {
                     problems.extend(stopped.err().map(|error| format!("{error:#}")));
                 }
                 Kind::Pause => self.fleet.broker(id)?.pause()?,
-                Kind::CutApi => self.cut(id, &[Node::Api]),
-                Kind::CutBrokers => self.cut(id, &self.others(id)),
-                Kind::CutAll => self.cut(id, &self.everybody(id)),
+                Kind::CutApi => self.cut(id, vec![Node::Api]),
+                Kind::CutBrokers => self.cut(id, self.others(id)),
+                Kind::CutAll => self.cut(id, self.everybody(id)),
                 Kind::CutOneWay => {
                     for other in self.others(id) {
                         let wires = self.fleet.wires();

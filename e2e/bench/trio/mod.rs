@@ -141,20 +141,14 @@ impl Trio {
     /// Takes the broker's network cable out.
     pub(crate) fn cut_off(&self, id: i32) {
         self.isolate(id);
-        self.cut(id, [Node::Api, Node::Client]);
+        let others = [Node::Api, Node::Client];
+        self.wires().cut(Node::Broker(id), others);
     }
 
     /// Cuts it off from the other brokers only.
     pub(crate) fn isolate(&self, id: i32) {
         let others = (0..BROKERS).filter(|other| *other != id);
-        self.cut(id, others.map(Node::Broker));
-    }
-
-    fn cut(&self, id: i32, others: impl IntoIterator<Item = Node>) {
-        for other in others {
-            self.wires()
-                .between(Node::Broker(id), other, |link| link.cut = true);
-        }
+        self.wires().cut(Node::Broker(id), others.map(Node::Broker));
     }
 
     /// Mends the network.

@@ -238,3 +238,17 @@ pub fn is_ready(object: Option<&Value>) -> bool {
     condition(object, "Ready").is_some_and(|(status, _, _)| status == "True")
         && object.is_some_and(current)
 }
+
+/// Whether it is Ready, and nothing of it is lost, away or behind.
+pub fn is_well(object: Option<&Value>) -> bool {
+    is_ready(object)
+        && condition(object, "Degraded").is_some_and(|(status, _, _)| status == "False")
+}
+
+/// The documents of a Cluster `main` of three brokers and of a topic in it with six partitions.
+pub fn cluster_with_topic(topic: &str) -> String {
+    format!(
+        "apiVersion: millrace.dev/v1alpha1\nkind: Cluster\nmetadata: {{name: main}}\nspec: {{replicas: 3, storage: {{size: 1Gi}}}}\n---\n\
+         apiVersion: millrace.dev/v1alpha1\nkind: Topic\nmetadata: {{name: {topic}}}\nspec: {{partitions: 6}}\n"
+    )
+}

@@ -82,6 +82,13 @@ impl Wires {
         self.set(other, one, &change);
     }
 
+    /// Cuts a node off from others, both ways.
+    pub fn cut(&self, node: Node, others: impl IntoIterator<Item = Node>) {
+        for other in others {
+            self.between(node, other, |link| link.cut = true);
+        }
+    }
+
     /// Mends all links. Connections are as they were.
     pub fn heal(&self) {
         let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);

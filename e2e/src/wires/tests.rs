@@ -67,7 +67,7 @@ async fn a_new_connection_over_a_cut_link_is_taken_and_silent() {
     let (target, _echo) = echo(None).await;
     let address = wires.front(BROKER, target);
     drop(connected(address).await);
-    wires.between(Node::Client, BROKER, |link| link.cut = true);
+    wires.cut(Node::Client, [BROKER]);
     let mut stream = connected(address).await;
     stream.write_all(b"?").await.unwrap();
     assert!(is_silent(&mut stream).await);
