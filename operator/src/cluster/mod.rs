@@ -35,6 +35,7 @@ use self::apply::{Applied, apply};
 use self::objects::{Inputs, broker_name, objects};
 use self::restart::{Restart, restart};
 use self::status::{Counts, Found};
+use crate::alive::Alive;
 use crate::context::{Context, now};
 use crate::error::{Doing, Error, conflict, not_found};
 use crate::index::ClusterId;
@@ -63,7 +64,7 @@ pub(crate) async fn reconcile(
         });
     }
     let seen = see(&context, &id);
-    context.view.now_alive(&id, seen.brokers.alive());
+    context.view.now_alive(&id, seen.alive.clone());
     let set = context
         .view
         .stateful_sets
@@ -83,6 +84,7 @@ pub(crate) async fn reconcile(
 /// What is there.
 struct Seen {
     brokers: Brokers,
+    alive: Alive,
     claims: Vec<Arc<PersistentVolumeClaim>>,
     controller: Option<i32>,
     /// How many pods must stay, since they hold replicas.
@@ -131,6 +133,7 @@ pub(crate) fn brokers(context: &Context, id: &ClusterId) -> Brokers {
 fn see(context: &Context, id: &ClusterId) -> Seen {
     let view = &context.view;
     let brokers = brokers(context, id);
+    let alive = brokers.alive();
     let claims = view.claims.all().into_iter().filter(|claim| {
         let name = claim.name_any();
         let ordinal = name
@@ -155,7 +158,7 @@ fn see(context: &Context, id: &ClusterId) -> Seen {
         i32::try_from(topics).unwrap_or(i32::MAX),
         &served,
         partitions.topics(id),
-        &brokers.alive(),
+        &alive,
     );
     let held = partitions.topics(id).flat_map(|(_, topic)| {
         let there = topic.there.values();
@@ -176,6 +179,7 @@ fn see(context: &Context, id: &ClusterId) -> Seen {
     let controller = view.sessions.lock().controller(id);
     Seen {
         brokers,
+        alive,
         claims,
         controller,
         holding,
