@@ -13,7 +13,7 @@ use kube::{
 use crate::observe::Metrics;
 
 /// A call that takes longer has an unknown outcome. Shorter than the renewal of a session may be late.
-const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why a call failed.

@@ -50,12 +50,12 @@ const MAX_WRITES: usize = 32;
 const MIN_PAUSE: Duration = Duration::from_millis(200);
 const MAX_PAUSE: Duration = Duration::from_secs(2);
 /// How long to leave a Lease alone after a write of unknown outcome, or one that can't succeed for now.
-const UNKNOWN_PAUSE: Duration = Duration::from_millis(500);
-const REFUSED_PAUSE: Duration = Duration::from_secs(5);
+pub(crate) const UNKNOWN_PAUSE: Duration = Duration::from_millis(500);
+pub(crate) const REFUSED_PAUSE: Duration = Duration::from_secs(5);
 /// A broker that has been alive for so long is given back the leaderships for which it is preferred.
-const SETTLED: Duration = Duration::from_secs(10);
+pub(crate) const SETTLED: Duration = Duration::from_secs(10);
 /// How often Leases are looked at for having expired.
-const TICK: Duration = Duration::from_millis(500);
+pub(crate) const TICK: Duration = Duration::from_millis(500);
 
 type Watch<K> = Pin<Box<dyn Stream<Item = watcher::Result<Event<K>>> + Send>>;
 

@@ -27,9 +27,9 @@
 //! A broker renews its own session, and the controller its Lease; all else comes by two watches. So the number of requests does not depend
 //! on the number of partitions.
 
-mod api;
+pub(crate) mod api;
 mod context;
-mod coordinator;
+pub(crate) mod coordinator;
 pub(crate) mod election;
 mod isr;
 mod kubernetes;

@@ -10,15 +10,6 @@ use tokio::sync::Notify;
 
 use crate::replication::Peer;
 
-impl Known {
-    /// Whether it is there, and stays.
-    fn lives(&self) -> bool {
-        self.session.is_some_and(|(epoch, stays)| {
-            stays && self.refused.is_none_or(|refused| refused < epoch)
-        })
-    }
-}
-
 /// All of them. What makes one gone or not also wakes those who [watch](Peers::changed).
 #[derive(Debug, Default)]
 pub struct Peers {
@@ -35,6 +26,15 @@ struct Known {
     heard: Option<Instant>,
     /// The process that was seen to be gone: nothing listens at its address any more.
     refused: Option<i32>,
+}
+
+impl Known {
+    /// Whether it is there, and stays.
+    fn lives(&self) -> bool {
+        self.session.is_some_and(|(epoch, stays)| {
+            stays && self.refused.is_none_or(|refused| refused < epoch)
+        })
+    }
 }
 
 impl Peers {
@@ -109,16 +109,16 @@ impl Peers {
     /// all of them can be cut off at once so easily as this one.
     pub fn is_isolated(&self, me: i32, silence: Duration, now: Instant) -> bool {
         let peers = self.peers.lock();
-        let mut live = 0;
         let others = peers.iter().filter(|(id, _)| **id != me);
-        let mut others = others
-            .filter(|(_, known)| known.lives())
-            .inspect(|_| live += 1);
-        let all_silent = others.all(|(_, known)| {
+        let live: Vec<&Known> = others
+            .map(|(_, known)| known)
+            .filter(|known| known.lives())
+            .collect();
+        let is_silent = |known: &&Known| {
             let last = known.heard.max(known.since);
             last.is_some_and(|last| now.saturating_duration_since(last) > silence)
-        });
-        all_silent && live >= 2
+        };
+        live.len() >= 2 && live.iter().all(is_silent)
     }
 
     /// Waits until a broker went or came.

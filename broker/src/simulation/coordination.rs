@@ -22,6 +22,8 @@ use super::{
 };
 use crate::{
     coordination::{
+        api::CALL_TIMEOUT,
+        coordinator::{REFUSED_PAUSE, SETTLED, TICK, UNKNOWN_PAUSE},
         election::{LiveBroker, Reason, TopicRules, elect, hand_over},
         liveness::Liveness,
         office::{Office, office},
@@ -34,14 +36,9 @@ use crate::{
 };
 
 pub(super) const CLUSTER: &str = "main";
-/// As in production.
+/// As brokers have them unless told otherwise.
 const SESSION: Duration = Duration::from_secs(6);
 const RENEWAL: Duration = Duration::from_secs(2);
-const SETTLED: Duration = Duration::from_secs(10);
-const CALL_TIMEOUT: u64 = 2_000;
-const UNKNOWN_PAUSE: u64 = 500;
-const REFUSED_PAUSE: Duration = Duration::from_secs(5);
-const ISOLATION: Duration = Duration::from_millis(500);
 /// A process that stops in order waits so long for others to lead what it leads.
 const HANDOVER: Duration = Duration::from_secs(5);
 
@@ -178,7 +175,7 @@ impl Coordination {
     /// Whether no other broker is heard of, and not just at the first look.
     fn is_isolated(&self, now: Instant) -> bool {
         let isolated = self.isolated;
-        isolated.is_some_and(|since| now.saturating_duration_since(since) >= ISOLATION)
+        isolated.is_some_and(|since| now.saturating_duration_since(since) >= TICK)
     }
 
     fn is_draining(&self) -> bool {
@@ -202,7 +199,7 @@ impl Process {
             Some(_) => Fate::Failed,
         };
         let sent = cx.at + pause;
-        let until = sent + CALL_TIMEOUT;
+        let until = sent + CALL_TIMEOUT.as_millis() as u64;
         let arrives = sent + cx.swarm.api.draw(cx.rng);
         let from = self.pid;
         let called = Event::Called {
@@ -742,7 +739,7 @@ impl Process {
                 return self.on_known(purpose, None, REFUSED_PAUSE, cx);
             }
             Outcome::Conflict => 0,
-            Outcome::Unknown => UNKNOWN_PAUSE,
+            Outcome::Unknown => UNKNOWN_PAUSE.as_millis() as u64,
         };
         let name = match &purpose {
             Purpose::Elect(election) => {
@@ -751,7 +748,7 @@ impl Process {
             }
             _ => ControllerState::lease_name(CLUSTER),
         };
-        let after = Attempt::ReadAfter(Duration::from_millis(UNKNOWN_PAUSE));
+        let after = Attempt::ReadAfter(UNKNOWN_PAUSE);
         self.call(purpose, after, Call::Read(name), wait, cx);
     }
 
