@@ -78,7 +78,10 @@ pub(crate) fn producers_and_consumers_go_on_without_the_api_server(kubernetes: &
     }
     println!("API server away for {seconds} s, 2,000 records/s produced and consumed:\n{report}");
     installed.kubectl(&["delete", "-n", &namespace, "topic/steady", "cluster/main"]);
-    installed.kubectl(&["delete", "namespace", &namespace]);
+    // Kubernetes' own controllers have lost their leases, and take their time until they look at it again.
+    installed.kubectl(&["delete", "namespace", &namespace, "--wait=false"]);
+    let itself = format!("namespace/{namespace}");
+    installed.wait(180, &namespace, &itself, "gone", |found| found.is_none());
     installed.uninstall();
 }
 
