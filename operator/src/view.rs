@@ -3,7 +3,7 @@
 //! All objects of a Cluster have its label, by which they are watched: the operator's memory is bounded by Millrace's own objects, whatever else there is. Of
 //! nodes and namespaces, which are others', it keeps names and labels.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use futures::future::join_all;
@@ -19,7 +19,7 @@ use k8s_openapi::api::storage::v1::StorageClass;
 use kube::core::{NamespaceResourceScope, PartialObjectMeta};
 use kube::{Api, Client, Resource, ResourceExt};
 use millrace_crds::coordination::{CLUSTER_LABEL, ROLE_LABEL, Role};
-use millrace_crds::{Cluster, Topic};
+use millrace_crds::{Cluster, DeletionPolicy, Topic};
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
@@ -55,6 +55,8 @@ pub(crate) struct View {
     pub(crate) figures: Mutex<Figures>,
     /// What the statuses of each Cluster's Topics were last looked at for.
     pub(crate) alive: Mutex<HashMap<ClusterId, Alive>>,
+    /// The uids of Topics that asked for their records to be deleted, and were gone before the finalizer that sees to it could be put on them.
+    pub(crate) unwanted: Mutex<HashSet<String>>,
     pub(crate) cluster_queue: Arc<Queue<Cluster>>,
     pub(crate) topic_queue: Arc<Queue<Topic>>,
 }
@@ -82,6 +84,7 @@ impl View {
             sessions: Mutex::default(),
             figures: Mutex::default(),
             alive: Mutex::default(),
+            unwanted: Mutex::default(),
             cluster_queue: Queue::new(),
             topic_queue: Queue::new(),
         })
@@ -253,6 +256,10 @@ impl Follow<'_> {
                 view.cluster_queue
                     .gathered(&cluster.namespace, &cluster.name);
             } else {
+                if gone_unfinished(topic) {
+                    let uid = topic.uid().unwrap_or_default();
+                    view.unwanted.lock().insert(uid);
+                }
                 view.cluster_queue.soon(&cluster.namespace, &cluster.name);
                 // Another Topic may have waited for the name.
                 view.topics_in(&topic.namespace().unwrap_or_default());
@@ -313,6 +320,13 @@ fn asked<K: Resource>(object: &K) -> (Option<&String>, Option<i64>, bool, Option
         metadata.deletion_timestamp.is_some(),
         metadata.finalizers.as_ref(),
     )
+}
+
+/// Whether a Topic that has just gone asked for its records to be deleted, without a finalizer yet: `kubectl patch` and `kubectl delete`, one after the
+/// other, may both be done before the operator has seen the first.
+fn gone_unfinished(topic: &Topic) -> bool {
+    topic.spec.deletion_policy == DeletionPolicy::Delete
+        && topic.metadata.deletion_timestamp.is_none()
 }
 
 /// Namespace and Cluster of an object that belongs to one.

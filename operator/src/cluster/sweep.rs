@@ -9,7 +9,7 @@ use crate::context::Context;
 use crate::error::{Doing, Error};
 use crate::index::ClusterId;
 use crate::record;
-use crate::topic::delete_records;
+use crate::topic::{Progress, delete_records};
 
 pub(super) async fn sweep(context: &Context, cluster: &ClusterId) -> Result<(), Error> {
     let records: Vec<TopicRecord> = context.view.records.lock().of(cluster).cloned().collect();
@@ -17,8 +17,9 @@ pub(super) async fn sweep(context: &Context, cluster: &ClusterId) -> Result<(), 
         if !orphaned(context, &record).await? {
             continue;
         }
+        let unwanted = context.view.unwanted.lock().contains(&record.topic_uid);
         match record.state {
-            TopicState::Active => {
+            TopicState::Active if !unwanted => {
                 let retained = TopicRecord {
                     state: TopicState::Retained,
                     ..record.clone()
@@ -30,8 +31,12 @@ pub(super) async fn sweep(context: &Context, cluster: &ClusterId) -> Result<(), 
                     "its Topic is gone; its records are kept"
                 );
             }
-            // Someone took the finalizer off a Topic that was being deleted.
-            TopicState::Deleting => drop(delete_records(context, cluster, &record).await?),
+            // The Topic had no finalizer yet, or someone took it off while it was being deleted.
+            TopicState::Active | TopicState::Deleting => {
+                if delete_records(context, cluster, &record).await? == Progress::Done {
+                    context.view.unwanted.lock().remove(&record.topic_uid);
+                }
+            }
             TopicState::Retained => {}
         }
     }

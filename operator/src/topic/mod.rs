@@ -5,7 +5,7 @@ mod partitions;
 mod removal;
 mod status;
 
-pub(crate) use removal::delete_records;
+pub(crate) use removal::{Progress, delete_records};
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,6 @@ use serde_json::json;
 use tracing::info;
 
 use self::decide::{Decision, Known, decide, missing};
-use self::removal::Progress;
 use self::status::Found;
 use crate::cluster::brokers;
 use crate::context::{Context, now};
