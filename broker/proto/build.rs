@@ -4,13 +4,15 @@ use std::{env, error::Error, fs, path::Path};
 
 use prost::Message;
 
-const PROTOS: [&str; 6] = [
+const PROTOS: [&str; 8] = [
     "millrace/v1/record.proto",
     "millrace/v1/error.proto",
     "millrace/v1/producer.proto",
     "millrace/v1/consumer.proto",
     "millrace/v1/metadata.proto",
     "millrace/v1/replication.proto",
+    "millrace/v1/group.proto",
+    "millrace/v1/group_log.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -2,7 +2,7 @@
 //! [`replication`] is the protocol of leaders and followers as pure state machines, [`partition`] hosts a replica with both,
 //! [`fetching`] follows leaders on other brokers, [`directory`] knows topics by name and their leaders, [`topics`] fills it from files
 //! for a broker that runs alone and [`coordination`] from Kubernetes Leases for one of several, [`observe`] shows what happens,
-//! [`service`] is gRPC in front. `main` wires them. The batch format is the crate `millrace-record`, since clients make batches too.
+//! [`groups`] coordinates consumer groups, [`service`] is gRPC in front. `main` wires them. The batch format is the crate `millrace-record`, since clients make batches too.
 
 #[macro_use]
 mod mutation;
@@ -11,6 +11,7 @@ pub mod config;
 pub mod coordination;
 pub mod directory;
 pub mod fetching;
+mod groups;
 pub mod observe;
 pub mod partition;
 pub mod replication;

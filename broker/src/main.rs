@@ -131,6 +131,7 @@ async fn serve(
             cluster.cluster_id = store.store_id().to_string();
             let directory = cluster.directory.clone();
             let standalone = Standalone::new(store.clone(), directory, &address);
+            standalone.make_internal()?;
             if let Some(path) = config.topics.clone() {
                 standalone.apply(&path)?;
                 tokio::spawn(standalone.follow(path, stop.clone()));

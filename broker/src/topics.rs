@@ -9,7 +9,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use millrace_crds::{Topic, TopicConfig, TopicError, TopicFileError, read_topics};
+use millrace_crds::{
+    Topic, TopicConfig, TopicError, TopicFileError, is_internal_topic, read_topics,
+};
 use millrace_record::TimestampType;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -67,6 +69,11 @@ impl Standalone {
         standalone
     }
 
+    /// Creates the internal topics that do not exist. Blocks.
+    pub fn make_internal(&self) -> Result<(), TopicsError> {
+        self.bring_about(&TopicConfig::groups(1))
+    }
+
     /// Creates the declared topics that do not exist, and brings the others to what is declared. Blocks.
     pub fn apply(&self, path: &Path) -> Result<(), TopicsError> {
         let declared: Vec<TopicConfig> = read_topics(path)?
@@ -78,7 +85,7 @@ impl Standalone {
         }
         let names: BTreeSet<&str> = declared.iter().map(|topic| topic.name.as_str()).collect();
         for topic in self.store.topics() {
-            if !names.contains(&*topic.name) {
+            if !names.contains(&*topic.name) && !is_internal_topic(&topic.name) {
                 warn!(topic = %topic.name, "held, but declared in no file: it is kept and served");
             }
         }

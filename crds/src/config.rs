@@ -12,6 +12,12 @@ use crate::names::{MAX_TOPIC_NAME, NAMESPACE_SEPARATOR};
 use crate::quantity::{ByteQuantity, parse_retention_time, parse_time};
 use crate::topic::{CleanupPolicy, Compression, TimestampType, Topic};
 
+/// The internal topic of consumer groups.
+pub const GROUPS_TOPIC: &str = "__groups";
+/// Each has a coordinator: enough for the brokers of a Cluster to share the work.
+const GROUPS_PARTITIONS: u32 = 8;
+/// What the names of Millrace's own topics begin with.
+const INTERNAL: &str = "__";
 /// The most partitions of one topic.
 pub const MAX_PARTITIONS: i32 = 10_000;
 /// The most replicas of a partition. More would only make `acks=all` slower.
@@ -311,6 +317,32 @@ mod milliseconds {
     }
 }
 
+impl TopicConfig {
+    /// The topic that holds consumer groups. Its partitions can't be added to later: a group belongs to the one that its name gives.
+    /// It is kept for ever, since the brokers themselves let go of what is no longer valid.
+    pub fn groups(replication_factor: u32) -> Self {
+        Self {
+            name: GROUPS_TOPIC.to_owned(),
+            partitions: GROUPS_PARTITIONS,
+            replication_factor,
+            min_insync_replicas: Some(replication_factor.div_ceil(2)),
+            cleanup_policy: CleanupPolicy::Delete,
+            retention_time: None,
+            retention_bytes: None,
+            compression: Compression::Producer,
+            max_message_bytes: 1 << 20,
+            timestamp_type: TimestampType::CreateTime,
+            timestamp_after_max: Duration::from_secs(3600),
+            unclean_leader_election: false,
+        }
+    }
+}
+
+/// Whether the topic is Millrace's own. No Topic resource may have such a name.
+pub fn is_internal_topic(name: &str) -> bool {
+    name.starts_with(INTERNAL)
+}
+
 /// Checks Kafka's rule for topic names.
 pub fn check_topic_name(name: &str) -> Result<(), TopicError> {
     if is_topic_name(name) {
@@ -354,7 +386,7 @@ fn topic_name(topic: &Topic) -> Result<&str, TopicError> {
             name: name.to_owned(),
         });
     }
-    if name.contains(NAMESPACE_SEPARATOR) || name.starts_with("__") {
+    if name.contains(NAMESPACE_SEPARATOR) || is_internal_topic(name) {
         return Err(TopicError::ReservedName {
             field,
             name: name.to_owned(),

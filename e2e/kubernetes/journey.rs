@@ -27,9 +27,12 @@ pub(crate) fn from_install_to_uninstall(kubernetes: &Kubernetes) {
     journey.make_a_cluster();
     journey.make_a_topic();
     journey.produce_and_consume();
+    let read = journey.consume_in_a_group(&BTreeSet::new());
     journey.grow_while_the_operator_is_killed();
     journey.delete_a_broker_pod();
     journey.lose_the_controller();
+    // Brokers came and went meanwhile, and with them the group's coordinator.
+    journey.consume_in_a_group(&read);
     journey.repair_what_was_changed_by_hand();
     journey.delete_the_topic();
     journey.delete_the_cluster();
@@ -71,8 +74,8 @@ impl Journey<'_> {
             .wait(seconds, &self.namespace, object, what, wanted)
     }
 
-    /// Which of the numbers that were produced are there, read in the Kubernetes by the `millrace` of a broker's image.
-    fn numbers(&self) -> BTreeSet<usize> {
+    /// What the `millrace` of a broker's image prints, run in the Kubernetes.
+    fn millrace(&self, arguments: &[&str]) -> String {
         let broker = (0..3)
             .map(|id| format!("main-broker-{id}"))
             .find(|pod| {
@@ -81,21 +84,27 @@ impl Journey<'_> {
             })
             .unwrap();
         let bootstrap = format!("main-bootstrap.{}.svc:7070", self.namespace);
-        let consume = [
-            "exec",
-            &broker,
-            "--",
-            "millrace",
-            "--bootstrap",
-            &bootstrap,
-            "consume",
-            "orders",
-        ];
-        let printed = self.kubectl(&consume);
-        let numbers: Vec<usize> = printed.lines().map(|line| line.parse().unwrap()).collect();
-        let distinct: BTreeSet<usize> = numbers.iter().copied().collect();
-        assert_eq!(numbers.len(), distinct.len(), "records came twice");
-        distinct
+        let exec = ["exec", &broker, "--", "millrace", "--bootstrap", &bootstrap];
+        self.kubectl(&[&exec[..], arguments].concat())
+    }
+
+    /// Which of the numbers that were produced are there.
+    fn numbers(&self) -> BTreeSet<usize> {
+        distinct(&self.millrace(&["consume", "orders"]))
+    }
+
+    /// The next thousand of them for the group, which has had `before` of them.
+    fn consume_in_a_group(&self, before: &BTreeSet<usize>) -> BTreeSet<usize> {
+        let group = ["consume", "orders", "--group", "billing", "-n", "1000"];
+        let read = distinct(&self.millrace(&group));
+        assert_eq!(read.len(), 1000);
+        assert!(read.is_disjoint(before), "the group had read some before");
+        let described = self.millrace(&["groups", "describe", "billing", "-o", "json"]);
+        let described: Value = serde_json::from_str(&described).unwrap();
+        let partitions = described["partitions"].as_array().unwrap().iter();
+        let committed: i64 = partitions.filter_map(|p| p["committed"].as_i64()).sum();
+        assert_eq!(committed as usize, before.len() + 1000, "{described}");
+        read
     }
 
     fn make_a_cluster(&mut self) {
@@ -373,12 +382,18 @@ impl Journey<'_> {
     }
 
     fn delete_the_cluster(&mut self) {
+        // Volumes that are retained are of use with their records only, those of the internal topic among them.
+        let records = ["get", "configmaps", "-l", "millrace.dev/role=topic", "-o"];
+        let id = "jsonpath={.items[*].metadata.labels.millrace\\.dev/topic-id}";
+        let internal = self.kubectl(&[&records[..], &[id]].concat());
+        assert_eq!(internal.split_whitespace().count(), 1, "{internal}");
+        let others = format!("millrace.dev/topic-id!={internal}");
         let begun = Instant::now();
         self.kubectl(&["delete", "cluster/main", "--timeout=50s"]);
         loop {
             let kinds = "pods,statefulsets,services,configmaps,serviceaccounts,roles,rolebindings,pdb,networkpolicies,leases";
             let left: Vec<String> = self
-                .kubectl(&["get", kinds, "-o", "name"])
+                .kubectl(&["get", kinds, "-l", &others, "-o", "name"])
                 .lines()
                 // What every namespace has.
                 .filter(|name| !name.ends_with("/default") && !name.ends_with("/kube-root-ca.crt"))
@@ -421,4 +436,12 @@ impl Journey<'_> {
         };
         (0..3).map(of).sum()
     }
+}
+
+/// The numbers of all lines, each of which is there once.
+fn distinct(printed: &str) -> BTreeSet<usize> {
+    let numbers: Vec<usize> = printed.lines().map(|line| line.parse().unwrap()).collect();
+    let distinct: BTreeSet<usize> = numbers.iter().copied().collect();
+    assert_eq!(numbers.len(), distinct.len(), "records came twice");
+    distinct
 }

@@ -31,7 +31,8 @@ pub(crate) fn producers_and_consumers_go_on_without_the_api_server(kubernetes: &
     installed.wait(30, &namespace, "topic/steady", "Ready", is_ready);
     wait_for_preferred_leaders(&installed, &namespace);
     let before = epochs(&installed, &namespace);
-    assert_eq!(before.len(), 6 + 3 + 1);
+    // Partitions of the topic and of the internal one, brokers, and the controller.
+    assert_eq!(before.len(), 6 + 8 + 3 + 1);
 
     // In a node's network, where it finds the brokers without asking the API server.
     let bootstrap = format!("main-bootstrap.{namespace}.svc:7070");
@@ -95,7 +96,8 @@ fn wait_for_preferred_leaders(installed: &Installed<'_>, namespace: &str) {
         })
     };
     for _ in 0..60 {
-        if leases(installed, namespace).iter().all(is_preferred) {
+        let leases = leases(installed, namespace);
+        if leases.len() == 6 + 8 + 3 + 1 && leases.iter().all(is_preferred) {
             return;
         }
         std::thread::sleep(Duration::from_secs(1));

@@ -10,6 +10,7 @@ mod crash;
 mod disk_full;
 mod errors;
 mod fetch;
+mod groups;
 mod history;
 mod observe;
 mod produce;

@@ -213,7 +213,7 @@ async fn sigterm_finishes_what_was_accepted_and_ends_with_0() {
     assert!(
         broker
             .log()
-            .contains("clean stop before; 1 topics, 3 partitions"),
+            .contains("clean stop before; 2 topics, 11 partitions"),
         "{}",
         broker.log()
     );

@@ -19,7 +19,7 @@ use k8s_openapi::api::storage::v1::StorageClass;
 use kube::core::{NamespaceResourceScope, PartialObjectMeta};
 use kube::{Api, Client, Resource, ResourceExt};
 use millrace_crds::coordination::{CLUSTER_LABEL, ROLE_LABEL, Role};
-use millrace_crds::{Cluster, DeletionPolicy, Topic};
+use millrace_crds::{Cluster, DeletionPolicy, Topic, is_internal_topic};
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
@@ -189,7 +189,8 @@ impl View {
 
     /// The Topic that a topic is of.
     fn topic_of(&self, topic_id: Uuid) -> Option<(String, String)> {
-        self.records.lock().topic(topic_id).cloned()
+        let named = self.records.lock().topic(topic_id).cloned();
+        named.filter(|(_, name)| !is_internal_topic(name))
     }
 
     /// Something has changed that the status of the topic's Topic shows.
@@ -403,6 +404,7 @@ impl Sink<ConfigMap> for ConfigMaps {
         };
         self.view.cluster_queue.gathered(&namespace, &cluster);
         match record {
+            Some(Ok(record)) if is_internal_topic(&record.topic) => {}
             Some(Ok(record)) => self.view.topic_queue.soon(&record.namespace, &record.topic),
             // Whose it was can't be read: all are asked.
             _ => self.view.topics_of(&id),
@@ -411,7 +413,7 @@ impl Sink<ConfigMap> for ConfigMaps {
 
     fn deleted(&self, namespace: &str, name: &str) {
         let gone = self.view.records.lock().delete(namespace, name);
-        if let Some(record) = gone {
+        if let Some(record) = gone.filter(|record| !is_internal_topic(&record.topic)) {
             self.view.topic_queue.soon(&record.namespace, &record.topic);
         }
         self.settings.deleted(namespace, name);

@@ -8,9 +8,11 @@ mod completions;
 mod connection;
 mod consume;
 mod failure;
+mod groups;
 mod interrupt;
 mod output;
 mod points;
+mod print;
 mod produce;
 mod text;
 mod topics;
@@ -28,6 +30,8 @@ Examples:
   millrace topics list
   millrace produce orders --file orders.tsv --key-separator '\\t'
   millrace consume orders --from -10 --follow
+  millrace consume orders --group billing
+  millrace groups describe billing
   millrace topics create orders --partitions 6 | kubectl apply -f -
 
 Exit codes:
@@ -36,7 +40,7 @@ Exit codes:
   2    wrong usage
   130  stopped by Ctrl-C or SIGTERM, after finishing what was begun";
 
-/// Produce to, consume from and look at Millrace topics.
+/// Produce to, consume from and look at Millrace topics and consumer groups.
 #[derive(Debug, Parser)]
 #[command(name = "millrace", version, after_help = AFTER_HELP)]
 struct Cli {
@@ -51,6 +55,7 @@ enum Command {
     Produce(Box<produce::Produce>),
     Consume(Box<consume::Consume>),
     Topics(topics::Topics),
+    Groups(groups::Groups),
     Bench(bench::Bench),
     Completions(completions::Completions),
 }
@@ -80,6 +85,7 @@ fn run(cli: Cli) -> Result<Outcome, Failure> {
             Command::Produce(produce) => produce.run(&cli.connection).await,
             Command::Consume(consume) => consume.run(&cli.connection).await,
             Command::Topics(topics) => topics.run(&cli.connection).await,
+            Command::Groups(groups) => groups.run(&cli.connection).await,
             Command::Bench(bench) => bench.run(&cli.connection).await,
             Command::Completions(completions) => completions.run(),
         }

@@ -5,6 +5,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
+use millrace_client::{Client, Extent, OffsetSpec};
+
+use crate::failure::Failure;
 
 /// A point in each partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +62,26 @@ fn parse_at(text: &str, now: Timestamp) -> Result<Point, String> {
         Ok(offset) if offset >= 0 => Ok(Point::Offset(offset)),
         _ => Err(bad()),
     }
+}
+
+/// The offset of a point in a partition's log. One that is given as such may lie outside of it.
+pub(crate) async fn offset_of(
+    client: &Client,
+    topic: &str,
+    partition: i32,
+    extent: Extent,
+    point: Point,
+) -> Result<i64, Failure> {
+    Ok(match point {
+        Point::Earliest => extent.log_start_offset,
+        Point::Latest => extent.high_watermark,
+        Point::Offset(offset) => offset,
+        Point::BeforeEnd(count) => (extent.high_watermark - count).max(extent.log_start_offset),
+        Point::Time(ms) => client
+            .list_offset(topic, partition, OffsetSpec::Timestamp(ms))
+            .await?
+            .map_or(extent.high_watermark, |at| at.offset),
+    })
 }
 
 /// Milliseconds, RFC 3339, or a date or date and time in UTC.

@@ -150,7 +150,8 @@ impl Client {
         ConsumerBuilder::new(self.clone())
     }
 
-    /// Describes the cluster and the named topics, or all of them if none is named. How far logs go, each partition's leader is asked.
+    /// Describes the cluster and the named topics, or all of them if none is named, but for internal ones. How far logs go, each partition's
+    /// leader is asked.
     pub async fn metadata(&self, topics: &[&str]) -> Result<ClusterMetadata, Error> {
         let names: Vec<String> = topics.iter().map(|&topic| topic.to_owned()).collect();
         let response = backoff::until(self.deadline(), || self.refresh(&names)).await?;
@@ -172,6 +173,10 @@ impl Client {
         spec: OffsetSpec,
     ) -> Result<Option<OffsetAt>, Error> {
         offsets::find_one(self, &topic.into(), partition, spec, self.deadline()).await
+    }
+
+    pub(crate) fn client_id(&self) -> &str {
+        self.inner.transport.client_id()
     }
 
     pub(crate) fn transport(&self) -> &Transport {

@@ -51,6 +51,18 @@ pub enum ErrorKind {
     NotEnoughReplicas,
     /// A new leader does not know yet what the latest offset is.
     OffsetNotAvailable,
+    /// The group has no such member: it was taken for gone. A consumer joins again by itself.
+    UnknownMember,
+    /// Another process has this member's instance id now.
+    FencedMember,
+    /// The partition is not this member's, or was not when it was read.
+    NotOwner,
+    /// There is no such group.
+    UnknownGroup,
+    /// The group has members.
+    GroupNotEmpty,
+    /// A limit of groups, members or their sizes.
+    LimitExceeded,
     /// The producer's buffer has no room and [`Backpressure`](crate::Backpressure) says not to wait (longer).
     BufferFull,
     /// The topic's metadata isn't here yet; it is being fetched. Only from [`Producer::try_send`](crate::Producer::try_send).
@@ -256,6 +268,12 @@ impl Error {
             Reason::TimedOut => ErrorKind::TimedOut,
             Reason::NotEnoughReplicas => ErrorKind::NotEnoughReplicas,
             Reason::OffsetNotAvailable => ErrorKind::OffsetNotAvailable,
+            Reason::UnknownMember => ErrorKind::UnknownMember,
+            Reason::FencedMember => ErrorKind::FencedMember,
+            Reason::NotOwner => ErrorKind::NotOwner,
+            Reason::UnknownGroup => ErrorKind::UnknownGroup,
+            Reason::GroupNotEmpty => ErrorKind::GroupNotEmpty,
+            Reason::LimitExceeded => ErrorKind::LimitExceeded,
             // A reason of a newer protocol: retrying what isn't understood could go on for ever.
             Reason::Unspecified => ErrorKind::InvalidRequest,
         };

@@ -33,6 +33,7 @@ mod backoff;
 mod client;
 mod consumer;
 mod error;
+mod group;
 mod metadata;
 mod offsets;
 mod partitioner;
@@ -50,6 +51,9 @@ pub use consumer::{
     BatchConsumer, ConsumedBatch, ConsumedRecord, Consumer, ConsumerBuilder, StartFrom,
 };
 pub use error::{Error, ErrorKind};
+pub use group::{
+    Assignor, CommittedOffset, GroupDescription, GroupMember, GroupState, GroupSummary,
+};
 pub use metadata::{BrokerInfo, ClusterMetadata, Extent, PartitionInfo, TopicInfo};
 pub use offsets::{OffsetAt, OffsetSpec};
 pub use partitioner::Partitioner;

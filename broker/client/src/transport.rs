@@ -6,8 +6,8 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use millrace_proto::v1::{
-    consumer_service_client::ConsumerServiceClient, metadata_service_client::MetadataServiceClient,
-    producer_service_client::ProducerServiceClient,
+    consumer_service_client::ConsumerServiceClient, group_service_client::GroupServiceClient,
+    metadata_service_client::MetadataServiceClient, producer_service_client::ProducerServiceClient,
 };
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout_at};
@@ -60,6 +60,10 @@ impl Transport {
             request_timeout,
             channels: Mutex::default(),
         }
+    }
+
+    pub(crate) fn client_id(&self) -> &str {
+        &self.client_id
     }
 
     /// How long a call may take.
@@ -127,6 +131,14 @@ impl Transport {
     ) -> Result<MetadataServiceClient<Channel>, Error> {
         Ok(
             MetadataServiceClient::new(self.channel(Purpose::Metadata, address)?)
+                .max_decoding_message_size(MAX_MESSAGE_BYTES),
+        )
+    }
+
+    /// For consumer groups, over the connection for metadata.
+    pub(crate) fn groups(&self, address: &Arc<str>) -> Result<GroupServiceClient<Channel>, Error> {
+        Ok(
+            GroupServiceClient::new(self.channel(Purpose::Metadata, address)?)
                 .max_decoding_message_size(MAX_MESSAGE_BYTES),
         )
     }

@@ -17,5 +17,8 @@ pub mod v1 {
 /// The compiled descriptors of the package, for gRPC reflection and for counting a request's elements.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
+/// The internal topic of consumer groups.
+pub const GROUPS_TOPIC: &str = "__groups";
+
 /// The `domain` of every `google.rpc.ErrorInfo` that Millrace sends.
 pub const ERROR_DOMAIN: &str = "millrace.dev";

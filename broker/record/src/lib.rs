@@ -25,6 +25,7 @@ mod compression;
 mod decode;
 mod error;
 mod header;
+mod partition;
 mod varint;
 
 pub use builder::{BatchBuilder, BatchOptions, ProducerState};
@@ -35,3 +36,4 @@ pub use header::{
     Attributes, BatchHeader, HEADER_LEN, TimestampType, set_base_offset, set_leader_epoch,
     set_log_append_time, split, validate,
 };
+pub use partition::key_partition;

@@ -381,6 +381,8 @@ impl Followed {
     fn on_data(&mut self, data: ReplicaData) -> Option<PartitionAppend> {
         self.following.on_data(data.high_watermark);
         self.show_committed();
+        // As with Kafka: what the leader no longer has, no one can read.
+        self.replica.log().release_before(data.log_start_offset);
         if data.batches.is_empty() {
             return None;
         }

@@ -44,6 +44,18 @@ pub enum Method {
     ListOffsets,
     /// `GetMetadata`.
     GetMetadata,
+    /// `Join`, until the member is one.
+    JoinGroup,
+    /// `CommitOffsets`.
+    CommitOffsets,
+    /// `FetchOffsets`.
+    FetchOffsets,
+    /// `ListGroups`.
+    ListGroups,
+    /// `DescribeGroup`.
+    DescribeGroup,
+    /// `DeleteGroup`.
+    DeleteGroup,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]

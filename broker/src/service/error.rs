@@ -13,6 +13,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::{
+    groups::{self, GroupError, RoundError},
     partition::NotEnoughReplicas,
     storage::{SequenceError, StorageError},
 };
@@ -202,17 +203,25 @@ impl ApiError {
 
     fn code(&self) -> Code {
         match self.reason {
-            ErrorReason::UnknownTopic | ErrorReason::UnknownPartition => Code::NotFound,
+            ErrorReason::UnknownTopic
+            | ErrorReason::UnknownPartition
+            | ErrorReason::UnknownMember
+            | ErrorReason::UnknownGroup => Code::NotFound,
             ErrorReason::OffsetOutOfRange => Code::OutOfRange,
             ErrorReason::RecordTooLarge
             | ErrorReason::InvalidBatch
             | ErrorReason::CorruptBatch
             | ErrorReason::InvalidTimestamp
             | ErrorReason::InvalidRequest => Code::InvalidArgument,
-            ErrorReason::NotLeader | ErrorReason::OutOfOrderSequence => Code::FailedPrecondition,
+            ErrorReason::NotLeader
+            | ErrorReason::OutOfOrderSequence
+            | ErrorReason::NotOwner
+            | ErrorReason::GroupNotEmpty => Code::FailedPrecondition,
             ErrorReason::DuplicateSequence => Code::AlreadyExists,
-            ErrorReason::FencedProducer => Code::Aborted,
-            ErrorReason::DiskFull | ErrorReason::Throttled => Code::ResourceExhausted,
+            ErrorReason::FencedProducer | ErrorReason::FencedMember => Code::Aborted,
+            ErrorReason::DiskFull | ErrorReason::Throttled | ErrorReason::LimitExceeded => {
+                Code::ResourceExhausted
+            }
             ErrorReason::ShuttingDown
             | ErrorReason::NotEnoughReplicas
             | ErrorReason::OffsetNotAvailable => Code::Unavailable,
@@ -226,6 +235,63 @@ impl ApiError {
         self.reason
             .as_str_name()
             .trim_start_matches("ERROR_REASON_")
+    }
+}
+
+impl From<GroupError> for ApiError {
+    fn from(error: GroupError) -> Self {
+        let message = error.to_string();
+        let of = |reason| ApiError::new(reason, message);
+        match error {
+            GroupError::UnknownMember { group, member } => of(ErrorReason::UnknownMember)
+                .with("group_id", group)
+                .with("member_id", member),
+            GroupError::FencedMember { group, member } => of(ErrorReason::FencedMember)
+                .with("group_id", group)
+                .with("member_id", member),
+            GroupError::NotOwner {
+                group,
+                member,
+                topic,
+                partition,
+                epoch,
+            } => of(ErrorReason::NotOwner)
+                .with("group_id", group)
+                .with("member_id", member)
+                .with("topic", topic)
+                .with("partition", partition)
+                .with("epoch", epoch),
+            GroupError::UnknownGroup(group) => {
+                of(ErrorReason::UnknownGroup).with("group_id", group)
+            }
+            GroupError::NotEmpty { group, members } => of(ErrorReason::GroupNotEmpty)
+                .with("group_id", group)
+                .with("members", members),
+            GroupError::UnknownTopic(topic) => ApiError::unknown_topic(&topic),
+            GroupError::UnknownPartition {
+                topic,
+                partition,
+                partitions,
+            } => {
+                let partitions = usize::try_from(partitions).unwrap_or_default();
+                ApiError::unknown_partition(&topic, partition, partitions)
+            }
+            GroupError::Limit(limit) => of(ErrorReason::LimitExceeded).with("limit", limit),
+            GroupError::Invalid { field, .. } => {
+                of(ErrorReason::InvalidRequest).with("field", field)
+            }
+        }
+    }
+}
+
+impl From<RoundError> for ApiError {
+    fn from(error: RoundError) -> Self {
+        match error {
+            RoundError::Group(error) => error.into(),
+            RoundError::NotEnoughReplicas(error) => {
+                ApiError::not_enough_replicas(groups::TOPIC, 0, error)
+            }
+        }
     }
 }
 

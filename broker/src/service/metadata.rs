@@ -2,6 +2,7 @@
 
 use std::{collections::HashSet, sync::Arc};
 
+use millrace_crds::is_internal_topic;
 use millrace_proto::v1::{
     Broker as BrokerInfo, GetMetadataRequest, GetMetadataResponse, PartitionMetadata,
     TopicMetadata, metadata_service_server::MetadataService,
@@ -57,12 +58,13 @@ impl MetadataService for Metadata {
             return Err(ApiError::invalid("topics", message).into());
         }
         let directory = &self.broker.directory;
+        // Those of people, in the order of their names.
+        let all = || {
+            let topics = directory.topics().into_iter();
+            topics.filter(|topic| !is_internal_topic(&topic.name))
+        };
         let bytes = if names.is_empty() {
-            directory
-                .topics()
-                .iter()
-                .map(|topic| known_bytes(topic))
-                .sum()
+            all().map(|topic| known_bytes(&topic)).sum()
         } else {
             let bytes = |name: &String| match directory.topic(name) {
                 Some(topic) => known_bytes(&topic),
@@ -76,8 +78,7 @@ impl MetadataService for Metadata {
             _ => self.broker.response_memory.acquire(bytes).await,
         };
         let topics = if names.is_empty() {
-            let topics = directory.topics();
-            topics.iter().map(|topic| describe(topic)).collect()
+            all().map(|topic| describe(&topic)).collect()
         } else {
             let describe = |name: String| match directory.topic(&name) {
                 Some(topic) => describe(&topic),

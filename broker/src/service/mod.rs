@@ -3,6 +3,7 @@
 mod connection;
 mod consumer;
 mod error;
+mod group;
 mod memory;
 mod messages;
 mod metadata;
@@ -14,7 +15,8 @@ use std::{io, sync::Arc, time::Duration};
 
 use millrace_proto::v1::{
     ErrorReason, consumer_service_server::ConsumerServiceServer,
-    metadata_service_server::MetadataServiceServer, producer_service_server::ProducerServiceServer,
+    group_service_server::GroupServiceServer, metadata_service_server::MetadataServiceServer,
+    producer_service_server::ProducerServiceServer,
     replication_service_server::ReplicationServiceServer,
 };
 use tokio::{net::TcpListener, sync::Semaphore};
@@ -29,6 +31,7 @@ use self::{
 use crate::{
     config::ServiceOptions,
     directory::{ClusterView, Directory, Led, Partition},
+    groups::Groups,
     observe::Metrics,
     partition::{Hosting, Peers},
     storage::{StorageError, Store},
@@ -49,6 +52,7 @@ pub struct Broker {
     metrics: Arc<Metrics>,
     response_memory: ResponseBudget,
     disk_reads: Semaphore,
+    groups: Arc<Groups>,
     stop: CancellationToken,
 }
 
@@ -68,6 +72,7 @@ impl Broker {
             peers,
         } = cluster;
         Arc::new(Broker {
+            groups: Groups::new(store.clone(), directory.clone(), stop.clone()),
             store,
             directory,
             hosting,
@@ -145,6 +150,9 @@ pub async fn serve(
     health
         .set_serving::<MetadataServiceServer<metadata::Metadata>>()
         .await;
+    health
+        .set_serving::<GroupServiceServer<group::Group>>()
+        .await;
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(millrace_proto::DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -158,6 +166,9 @@ pub async fn serve(
         broker: broker.clone(),
     };
     let metadata = metadata::Metadata {
+        broker: broker.clone(),
+    };
+    let group = group::Group {
         broker: broker.clone(),
     };
     let replication = replication::Replication {
@@ -183,6 +194,7 @@ pub async fn serve(
         .add_service(ProducerServiceServer::new(producer).max_decoding_message_size(max))
         .add_service(ConsumerServiceServer::new(consumer).max_decoding_message_size(max))
         .add_service(MetadataServiceServer::new(metadata))
+        .add_service(GroupServiceServer::new(group).max_decoding_message_size(max))
         .add_service(ReplicationServiceServer::new(replication))
         .serve_with_incoming_shutdown(
             connection::accept(listener, options.max_connections, broker.metrics.clone()),

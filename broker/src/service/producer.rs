@@ -4,6 +4,7 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt, stream::FuturesUnordered};
+use millrace_crds::is_internal_topic;
 use millrace_proto::v1::{
     self, Acks, ErrorReason, InitProducerRequest, InitProducerResponse, PartitionRecords,
     ProduceRequest, ProduceResponse, ProduceResult, ProduceStreamRequest, ProduceStreamResponse,
@@ -132,6 +133,10 @@ impl Producer {
         mut batches: Vec<Bytes>,
         records: Vec<v1::Record>,
     ) -> Result<(Led, PartitionAppend), ApiError> {
+        if is_internal_topic(topic) {
+            let message = format!("{topic} is an internal topic: only brokers write to it");
+            return Err(ApiError::invalid("topic", message));
+        }
         let led = self.broker.partition(topic, partition)?;
         if let (true, Some(replica)) = (all, &led.replica) {
             let too_few = |error| ApiError::not_enough_replicas(topic, partition, error);

@@ -79,6 +79,8 @@ pub struct PartitionLog {
     log_end: AtomicI64,
     high_watermark: AtomicI64,
     durable_end: AtomicI64,
+    /// What lies before may go whatever the retention.
+    released: AtomicI64,
     leadership: Leadership,
     epochs: Mutex<EpochCache>,
     listener: OnceLock<Listener>,
@@ -150,6 +152,7 @@ impl PartitionLog {
             log_end: AtomicI64::new(bounds.log_end),
             high_watermark: AtomicI64::new(bounds.log_end),
             durable_end: AtomicI64::new(bounds.log_end),
+            released: AtomicI64::new(bounds.log_start),
             leadership: Leadership::new(leader_epoch),
             epochs: Mutex::default(),
             listener: OnceLock::new(),
@@ -421,6 +424,16 @@ impl PartitionLog {
         if self.high_watermark.fetch_max(offset, Ordering::AcqRel) < offset {
             self.wake();
         }
+    }
+
+    /// Nobody needs what lies before that offset: the next retention passes remove it as far as they can, whole runs that are committed.
+    pub fn release_before(&self, offset: i64) {
+        self.released.fetch_max(offset, Ordering::AcqRel);
+    }
+
+    /// Up to where all may go whatever the retention.
+    pub(super) fn released(&self) -> i64 {
+        self.released.load(Ordering::Acquire)
     }
 
     /// Wakes those who wait for more.

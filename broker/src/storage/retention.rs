@@ -32,7 +32,8 @@ pub(super) fn apply(
     log: &PartitionLog,
 ) -> Result<u64, StorageError> {
     let retention = log.config().retention;
-    if retention.time.is_none() && retention.bytes.is_none() {
+    let released = log.released();
+    if retention.time.is_none() && retention.bytes.is_none() && released <= log.log_start() {
         return Ok(0);
     }
     let oldest_ms = retention
@@ -54,11 +55,12 @@ pub(super) fn apply(
         let too_much = retention
             .bytes
             .is_some_and(|limit| size.saturating_sub(run.bytes) >= limit);
-        if too_old || too_much {
+        let goes = too_old || too_much || run.last_offset < released;
+        if goes {
             size = size.saturating_sub(run.bytes);
             dead.push(run);
         }
-        Ok(too_old || too_much)
+        Ok(goes)
     })?;
     remove(db, &mut table, log, &dead)
 }

@@ -7,6 +7,7 @@
 
 mod writer;
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
@@ -18,8 +19,8 @@ use millrace_e2e::gaps::{is_steady, longest_gap, quantile};
 
 use crate::Bench;
 use crate::peer::{Peer, Topic};
-use crate::trio::Trio;
-use writer::Writer;
+use crate::trio::{REPLICAS, Trio};
+use writer::{Partition, Writer};
 
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Options {
@@ -41,6 +42,9 @@ pub(crate) struct Options {
     /// else tells the client to look elsewhere.
     #[arg(long, default_value_t = 30_000)]
     request_timeout_ms: u32,
+    /// Before each fault, wait until the brokers lead as many partitions each, give or take one.
+    #[arg(long)]
+    balanced: bool,
 }
 
 /// How a broker fails.
@@ -95,7 +99,7 @@ pub(crate) async fn failover(bench: &Bench, options: &Options) -> Result<String>
         let topics = [Topic::new(TOPIC, options.partitions)];
         let mut trio = bench.peers.start_three(*peer, true, &topics).await?;
         let mut writer = Writer::start(&trio.target(), TOPIC, options).await?;
-        whole(&mut trio, &mut writer).await?;
+        whole(&mut trio, &mut writer, options.balanced).await?;
         for fault in &options.faults {
             let mut of_fault = Measured {
                 peer: *peer,
@@ -103,7 +107,7 @@ pub(crate) async fn failover(bench: &Bench, options: &Options) -> Result<String>
                 runs: Vec::new(),
             };
             for number in 1..=options.runs {
-                let run = run(&mut trio, &mut writer, *fault)
+                let run = run(&mut trio, &mut writer, *fault, options.balanced)
                     .await
                     .with_context(|| format!("{peer:?}, {fault:?}, run {number}"))?;
                 let ms = run.gap as f64 / 1e6;
@@ -122,7 +126,7 @@ pub(crate) async fn failover(bench: &Bench, options: &Options) -> Result<String>
 }
 
 /// One failure and its mending.
-async fn run(trio: &mut Trio, writer: &mut Writer, fault: Fault) -> Result<Run> {
+async fn run(trio: &mut Trio, writer: &mut Writer, fault: Fault, balanced: bool) -> Result<Run> {
     let state = writer.describe(trio).await?;
     let victim = state.first().and_then(|partition| partition.leader);
     let victim = victim.context("the first partition has no leader")?;
@@ -185,16 +189,17 @@ async fn run(trio: &mut Trio, writer: &mut Writer, fault: Fault) -> Result<Run> 
         Fault::Cut | Fault::Isolate => trio.heal(),
         Fault::Stop | Fault::Kill => {}
     }
-    whole(trio, writer).await?;
+    whole(trio, writer, balanced).await?;
     Ok(run)
 }
 
-/// Starts what has ended, and waits until all replicas are in sync and writes go on.
-async fn whole(trio: &mut Trio, writer: &mut Writer) -> Result<()> {
+/// Starts what has ended, and waits until all replicas are in sync and writes go on, and until leaders are balanced if that is asked for.
+async fn whole(trio: &mut Trio, writer: &mut Writer, balanced: bool) -> Result<()> {
     let begun = Instant::now();
     loop {
         trio.start_ended()?;
-        let whole = writer.is_whole(trio).await?;
+        let whole = writer.is_whole(trio).await?
+            && (!balanced || is_balanced(&writer.describe(trio).await?));
         let now = writer::now_ns();
         if whole && writer.all(|acks| is_steady(acks, now.saturating_sub(STEADY_NS), now, STILL_NS))
         {
@@ -202,10 +207,22 @@ async fn whole(trio: &mut Trio, writer: &mut Writer) -> Result<()> {
         }
         ensure!(
             begun.elapsed() < RECOVERED_WITHIN,
-            "not all replicas are in sync, or writes do not go on, after {RECOVERED_WITHIN:?}"
+            "not all replicas are in sync, leaders are not balanced, or writes do not go on, after {RECOVERED_WITHIN:?}"
         );
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
+}
+
+fn is_balanced(partitions: &[Partition]) -> bool {
+    let mut led = BTreeMap::<i32, usize>::new();
+    for leader in partitions.iter().filter_map(|partition| partition.leader) {
+        *led.entry(leader).or_default() += 1;
+    }
+    let (least, most) = (led.values().min(), led.values().max());
+    led.len() == REPLICAS
+        && most
+            .zip(least)
+            .is_some_and(|(most, least)| most - least <= 1)
 }
 
 impl Fault {

@@ -25,9 +25,9 @@ use kube::ResourceExt;
 use kube::api::{DeleteParams, ListParams, Preconditions};
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
-use millrace_crds::Cluster;
 use millrace_crds::conditions::Reason;
 use millrace_crds::coordination::TopicState;
+use millrace_crds::{Cluster, is_internal_topic};
 use serde_json::json;
 use tracing::info;
 
@@ -41,6 +41,7 @@ use crate::error::{Doing, Error, conflict, not_found};
 use crate::index::ClusterId;
 use crate::observe::Kind;
 use crate::problem::Problem;
+use crate::topic::make_internal;
 
 /// What can't be watched, such as why pods could not be made, is looked at again after this.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
@@ -143,7 +144,11 @@ fn see(context: &Context, id: &ClusterId) -> Seen {
     });
     let claims = claims.collect();
     let records = view.records.lock();
-    let topics = records.of(id).count();
+    let (internal, topics): (Vec<_>, Vec<_>) = records
+        .of(id)
+        .partition(|record| is_internal_topic(&record.config.name));
+    let internal: BTreeSet<_> = internal.iter().map(|record| record.topic_id).collect();
+    let topics = topics.len();
     // One that is kept without its Topic, or is being deleted, has no leaders on purpose.
     let active = records.of(id).filter(|r| r.state == TopicState::Active);
     let served: HashMap<_, _> = active
@@ -156,7 +161,7 @@ fn see(context: &Context, id: &ClusterId) -> Seen {
     let partitions = view.partitions.lock();
     let counts = Counts::of(
         i32::try_from(topics).unwrap_or(i32::MAX),
-        &served,
+        (&served, &internal),
         partitions.topics(id),
         &alive,
     );
@@ -244,6 +249,8 @@ async fn act(
             restart_broker(context, cluster, seen, ordinal).await?;
         }
     }
+    let problem = make_internal(context, cluster, id, seen.alive.0.len()).await?;
+    outcome.problem = outcome.problem.take().or(problem);
     sweep::sweep(context, id).await
 }
 

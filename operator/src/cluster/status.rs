@@ -1,6 +1,6 @@
 //! What is said of a Cluster: pure.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -29,10 +29,11 @@ pub(super) struct Counts {
 }
 
 impl Counts {
-    /// Of topics that are served, with the in-sync replicas that each needs, their partitions are to be well.
+    /// Of topics that are served, with the in-sync replicas that each needs, their partitions are to be well. Internal ones are not counted, but must be
+    /// well, too.
     pub(super) fn of<'a>(
         topics: i32,
-        served: &HashMap<Uuid, usize>,
+        (served, internal): (&HashMap<Uuid, usize>, &BTreeSet<Uuid>),
         partitions: impl Iterator<Item = (&'a Uuid, &'a Topic)>,
         alive: &Alive,
     ) -> Self {
@@ -41,7 +42,9 @@ impl Counts {
             ..Self::default()
         };
         for (topic_id, topic) in partitions {
-            counts.partitions += count(topic.there.len());
+            if !internal.contains(topic_id) {
+                counts.partitions += count(topic.there.len());
+            }
             let Some(needed) = served.get(topic_id) else {
                 continue;
             };
@@ -338,7 +341,12 @@ mod tests {
             let case = format!("{topic:?}, alive {alive:?}");
             let alive = Alive(alive.iter().map(|id| (*id, STORE)).collect());
             let needed = HashMap::from([(served, 2)]);
-            let counts = Counts::of(1, &needed, [(&id, &topic)].into_iter(), &alive);
+            let counts = Counts::of(
+                1,
+                (&needed, &BTreeSet::new()),
+                [(&id, &topic)].into_iter(),
+                &alive,
+            );
             let found = (
                 counts.offline,
                 counts.under_replicated,

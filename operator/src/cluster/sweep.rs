@@ -1,8 +1,8 @@
 //! Records whose Topic is gone. A Topic that retains its records has no finalizer, so nothing but its absence says so.
 
 use kube::ResourceExt;
-use millrace_crds::Topic;
 use millrace_crds::coordination::{TopicRecord, TopicState};
+use millrace_crds::{Topic, is_internal_topic};
 use tracing::info;
 
 use crate::context::Context;
@@ -47,7 +47,8 @@ pub(super) async fn sweep(context: &Context, cluster: &ClusterId) -> Result<(), 
 async fn orphaned(context: &Context, record: &TopicRecord) -> Result<bool, Error> {
     let (namespace, name) = (&record.namespace, &record.topic);
     let is_it = |topic: &Topic| topic.uid().as_deref() == Some(&record.topic_uid);
-    if record.state == TopicState::Retained || !context.watches(namespace) {
+    let internal = is_internal_topic(&record.config.name);
+    if internal || record.state == TopicState::Retained || !context.watches(namespace) {
         return Ok(false);
     }
     if context

@@ -1,10 +1,12 @@
 //! Makes of a Topic what it asks for: its record, and a Lease for each partition.
 
 mod decide;
+mod internal;
 mod partitions;
 mod removal;
 mod status;
 
+pub(crate) use internal::make_internal;
 pub(crate) use removal::{Progress, delete_records};
 
 use std::sync::Arc;

@@ -1,6 +1,7 @@
 //! `millrace consume`: records of a topic to standard output, byte for byte.
 
 mod format;
+mod group;
 mod range;
 
 use std::io::{BufWriter, StdoutLock, Write};
@@ -26,6 +27,7 @@ const AFTER_HELP: &str = r#"Examples:
   millrace consume orders --from latest -f     only what comes from now on
   millrace consume orders --from '1h ago' -o json | jq .value
   millrace consume orders --from @2026-01-31T12:00:00Z --to @2026-01-31T13:00:00Z
+  millrace consume orders --group billing      share the topic with all who say the same
   millrace consume orders --partition 2 --from 1000 --to 1010 --format '%p:%o %d %k=%v\n'
 
 Points in the log, for --from and --to:
@@ -59,6 +61,15 @@ pub(crate) struct Consume {
     /// Where to stop: before this. Without --follow, never later than where the partitions end at the start
     #[arg(long, default_value = "end", value_name = "POINT", value_parser = parse_point, allow_hyphen_values = true)]
     to: Point,
+
+    /// Share the topic with all consumers of this group: go on where it has got to (where that is nowhere, at --from), follow, and
+    /// commit what was printed
+    #[arg(long, short = 'g', value_name = "NAME", conflicts_with_all = ["to", "partition"])]
+    group: Option<String>,
+
+    /// In a group, be a static member: whoever comes back with the same name has what this one had
+    #[arg(long, value_name = "NAME", requires = "group")]
+    instance_id: Option<String>,
 
     /// Only these partitions, separated by commas
     #[arg(long, short = 'p', value_name = "N,..", value_delimiter = ',', value_parser = clap::value_parser!(i32).range(0..))]
@@ -127,6 +138,9 @@ impl Consume {
         let client = connection.open().await?;
         let interrupt = interrupt::listen()?;
         let topic = connection::describe(&client, &self.topic).await?;
+        if self.group.is_some() {
+            return self.run_in_group(&client, interrupt).await;
+        }
         for partition in &self.partition {
             if topic
                 .partitions

@@ -1,10 +1,10 @@
 //! From where to where each partition is read.
 
-use millrace_client::{Client, Extent, OffsetSpec, TopicInfo};
+use millrace_client::{Client, Extent, TopicInfo};
 
 use crate::connection;
 use crate::failure::Failure;
-use crate::points::Point;
+use crate::points::{Point, offset_of};
 
 /// The offsets wanted of one partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +44,7 @@ pub(super) async fn ranges(
             continue;
         }
         let extent = connection::extent(&topic.name, info)?;
-        let offset = |point| offset(client, &topic.name, info.partition, extent, point);
+        let offset = |point| offset_of(client, &topic.name, info.partition, extent, point);
         let from = offset(from).await?;
         let to = match (follow, to) {
             (true, Point::Latest) => None,
@@ -68,25 +68,6 @@ fn range_of(extent: Extent, from: i64, to: Option<i64>, follow: bool) -> Range {
             false => Some(to.unwrap_or(i64::MAX).min(extent.high_watermark)),
         },
     }
-}
-
-async fn offset(
-    client: &Client,
-    topic: &str,
-    partition: i32,
-    extent: Extent,
-    point: Point,
-) -> Result<i64, Failure> {
-    Ok(match point {
-        Point::Earliest => extent.log_start_offset,
-        Point::Latest => extent.high_watermark,
-        Point::Offset(offset) => offset,
-        Point::BeforeEnd(count) => (extent.high_watermark - count).max(extent.log_start_offset),
-        Point::Time(ms) => client
-            .list_offset(topic, partition, OffsetSpec::Timestamp(ms))
-            .await?
-            .map_or(extent.high_watermark, |at| at.offset),
-    })
 }
 
 #[cfg(test)]

@@ -5,9 +5,9 @@ use clap::Args;
 use millrace_client::{PartitionInfo, TopicInfo};
 use serde::Serialize;
 
-use super::print::{Printable, print, shown};
 use crate::connection::{self, Connection};
 use crate::failure::Failure;
+use crate::print::{Printable, print, shown};
 use crate::text::Layout;
 
 /// Describe a topic and each of its partitions.

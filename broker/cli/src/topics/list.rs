@@ -5,9 +5,9 @@ use clap::Args;
 use millrace_client::TopicInfo;
 use serde::Serialize;
 
-use super::print::{Printable, print, shown};
 use crate::connection::Connection;
 use crate::failure::Failure;
+use crate::print::{Printable, print, shown};
 use crate::text::Layout;
 
 /// List all topics.

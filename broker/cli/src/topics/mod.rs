@@ -4,7 +4,6 @@ mod create;
 mod describe;
 mod list;
 mod offsets;
-mod print;
 
 use clap::{Args, Subcommand};
 

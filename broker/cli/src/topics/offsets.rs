@@ -4,10 +4,10 @@ use clap::Args;
 use millrace_client::{Client, OffsetSpec, PartitionInfo};
 use serde::Serialize;
 
-use super::print::{Printable, print};
 use crate::connection::{self, Connection};
 use crate::failure::Failure;
 use crate::points::{Point, format_time, parse_point};
+use crate::print::{Printable, print};
 use crate::text::Layout;
 
 const AFTER_HELP: &str = "\

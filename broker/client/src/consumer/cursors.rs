@@ -41,6 +41,10 @@ pub(crate) struct Assigned {
     pub(crate) partition: i32,
     /// As the last answer said; -1 before there was one.
     pub(crate) high_watermark: AtomicI64,
+    /// Up to here the caller is done with its records, as far as is known; -1 before there was one. For groups, as what follows.
+    pub(crate) read: AtomicI64,
+    /// What was committed of that.
+    pub(crate) committed: AtomicI64,
 }
 
 impl Assigned {
@@ -49,6 +53,8 @@ impl Assigned {
             topic,
             partition,
             high_watermark: AtomicI64::new(-1),
+            read: AtomicI64::new(-1),
+            committed: AtomicI64::new(-1),
         })
     }
 }
@@ -109,6 +115,8 @@ struct Cursor {
     has_read: bool,
     /// Since when the leader says that its log does not.
     short_since: Option<Instant>,
+    /// It is read no more.
+    gone: bool,
 }
 
 impl Cursor {
@@ -163,7 +171,36 @@ impl Cursors {
             not_before: None,
             has_read: false,
             short_since: None,
+            gone: false,
         });
+    }
+
+    /// Reads a partition from `offset`, under an index that is the next one or that of one that is read no more.
+    pub(crate) fn assign(
+        &mut self,
+        index: usize,
+        assigned: Arc<Assigned>,
+        generation: u64,
+        offset: i64,
+    ) {
+        if index == self.cursors.len() {
+            self.add(assigned, offset);
+        } else {
+            self.seek(index, generation, offset);
+            self.cursors[index].assigned = assigned;
+        }
+        self.cursors[index].generation = generation;
+        self.cursors[index].gone = false;
+    }
+
+    /// Reads a partition no more. Returns the broker that may be working on it.
+    pub(crate) fn remove(&mut self, index: usize, generation: u64) -> Option<Arc<str>> {
+        let cursor = self.cursors.get_mut(index)?;
+        cursor.generation = generation;
+        cursor.gone = true;
+        let leader = cursor.leader.take();
+        self.list_leaders();
+        leader
     }
 
     /// How many partitions of the topic are read, if it is read as a whole.
@@ -183,7 +220,8 @@ impl Cursors {
         for index in 0..self.cursors.len() {
             self.follow_leader(index, metadata);
         }
-        if self.cursors.iter().any(|cursor| cursor.leader.is_none()) {
+        let lacks_leader = |cursor: &Cursor| cursor.leader.is_none() && !cursor.gone;
+        if self.cursors.iter().any(lacks_leader) {
             self.refresh.want();
         }
         self.list_leaders();
@@ -192,6 +230,9 @@ impl Cursors {
     /// Looks up a partition's leader. A new one is asked without delay, and the last one no more. Returns whether it is new.
     fn follow_leader(&mut self, index: usize, metadata: &Metadata) -> bool {
         let cursor = &mut self.cursors[index];
+        if cursor.gone {
+            return false;
+        }
         let leader = metadata.leader(&cursor.assigned.topic, cursor.assigned.partition);
         if leader == cursor.leader {
             return false;

@@ -44,6 +44,15 @@ pub(crate) enum Command {
     },
     /// At most one for each partition, since it is paused until then.
     Resume { index: usize, generation: u64 },
+    /// Read this, under an index that is the next one or that of a partition that was removed.
+    Assign {
+        index: usize,
+        generation: u64,
+        assigned: Arc<Assigned>,
+        offset: i64,
+    },
+    /// Read it no more.
+    Remove { index: usize, generation: u64 },
 }
 
 /// Polls at a time to a leader that sends much. From the disk, four bring a fifth more than two; six bring less.
@@ -266,6 +275,20 @@ impl Fetcher {
                 self.cursors.resume(index, generation);
                 None
             }
+            Command::Assign {
+                index,
+                generation,
+                assigned,
+                offset,
+            } => {
+                if !self.topics.iter().any(|topic| **topic == *assigned.topic) {
+                    self.topics.push(assigned.topic.to_string());
+                }
+                self.cursors.assign(index, assigned, generation, offset);
+                self.cursors.find_leaders(self.client.cached());
+                None
+            }
+            Command::Remove { index, generation } => self.cursors.remove(index, generation),
         }
     }
 

@@ -1,7 +1,7 @@
 //! The consumer: its configuration and its public faces, a stream of records and a stream of batches.
 //!
 //! The [`fetcher`], a background task, keeps a bounded buffer of batches filled; records are decoded here, on the caller's side,
-//! one batch at a time. Groups and committed offsets are no part of this.
+//! one batch at a time. A member of a group is told by its [`membership`](crate::group) which partitions are its own.
 
 mod buffer;
 mod cursors;
@@ -25,14 +25,16 @@ use tokio::{
     task::AbortHandle,
 };
 
+pub(crate) use self::cursors::Assigned;
 use self::{
     buffer::Buffer,
-    cursors::{Assigned, Cursors, FetchSettings, Fetched, Item},
+    cursors::{Cursors, FetchSettings, Fetched, Item},
     fetcher::{BATCH_OVERHEAD, Command, Fetcher, Pace},
 };
 use crate::{
     Client,
     error::{Error, ErrorKind},
+    group::{self, Assignor, Coordinator, Event, GroupSettings, Handle, Request},
     offsets::{self, OffsetSpec, Query},
     transport::MAX_MESSAGE_BYTES,
 };
@@ -64,6 +66,13 @@ pub struct ConsumerBuilder {
     max_wait: Duration,
     max_bytes: usize,
     max_partition_bytes: u32,
+    group: Option<Arc<str>>,
+    pattern: Option<String>,
+    instance_id: Option<String>,
+    assignor: Assignor,
+    session_timeout: Option<Duration>,
+    rebalance_timeout: Duration,
+    auto_commit: Option<Duration>,
 }
 
 impl ConsumerBuilder {
@@ -77,7 +86,60 @@ impl ConsumerBuilder {
             max_wait: Duration::from_millis(500),
             max_bytes: 4 << 20,
             max_partition_bytes: 1 << 20,
+            group: None,
+            pattern: None,
+            instance_id: None,
+            assignor: Assignor::Uniform,
+            session_timeout: None,
+            rebalance_timeout: Duration::from_secs(60),
+            auto_commit: Some(Duration::from_secs(5)),
         }
+    }
+
+    /// Becomes a member of a group, whose members share the partitions of the topics. It goes on where the group has got to; where that is
+    /// nowhere, as [`start`](ConsumerBuilder::start) says.
+    pub fn group(mut self, group: impl Into<Arc<str>>) -> Self {
+        self.group = Some(group.into());
+        self
+    }
+
+    /// Reads, in a group, also all topics whose whole name matches this regular expression, and those that are made later.
+    pub fn pattern(mut self, pattern: impl Into<String>) -> Self {
+        self.pattern = Some(pattern.into());
+        self
+    }
+
+    /// Makes this a static member: the next process with the same instance id takes over what this one has, with no rebalance, if it comes within
+    /// the session timeout. In a StatefulSet, the pod's name.
+    pub fn instance_id(mut self, id: impl Into<String>) -> Self {
+        self.instance_id = Some(id.into());
+        self
+    }
+
+    /// How the group's partitions are given out, if most of its members ask for the same. Default: [`Assignor::Uniform`].
+    pub fn assignor(mut self, assignor: Assignor) -> Self {
+        self.assignor = assignor;
+        self
+    }
+
+    /// A member that has not been heard of for so long is gone; one whose process was killed, after 3 s. Default: 10 s, 45 s for static
+    /// members; from 1 s to 30 min.
+    pub fn session_timeout(mut self, timeout: Duration) -> Self {
+        self.session_timeout = Some(timeout);
+        self
+    }
+
+    /// How long the caller may be busy with a batch of a partition that another member is to have. Then this one is gone. Default: 60 s.
+    pub fn rebalance_timeout(mut self, timeout: Duration) -> Self {
+        self.rebalance_timeout = timeout;
+        self
+    }
+
+    /// How often what was read is committed by itself; also when partitions go to another member, and by [`Consumer::close`]. A record counts as read
+    /// once the caller asks for the next one: at least once. `None`: only [`Consumer::commit`] does. Default: 5 s.
+    pub fn auto_commit(mut self, interval: Option<Duration>) -> Self {
+        self.auto_commit = interval;
+        self
     }
 
     /// Reads all partitions of a topic, also those that are added later (from their beginning).
@@ -151,13 +213,25 @@ impl ConsumerBuilder {
     pub async fn build_batches(self) -> Result<BatchConsumer, Error> {
         Ok(BatchConsumer {
             engine: self.start_engine().await?,
+            returned: None,
         })
     }
 
     async fn start_engine(self) -> Result<Engine, Error> {
         let invalid = |message: &str| Err(Error::new(ErrorKind::InvalidRequest, message));
-        if self.topics.is_empty() {
+        if self.group.is_none() && self.pattern.is_some() {
+            return invalid("a pattern needs a group: name one with `group`");
+        }
+        if self.topics.is_empty() && self.pattern.is_none() {
             return invalid("nothing to read: name a topic with `topic`, `topics` or `partitions`");
+        }
+        if self.group.is_some() && self.topics.iter().any(|(_, some)| some.is_some()) {
+            return invalid(
+                "in a group, partitions are given out: name whole topics, or leave the group out",
+            );
+        }
+        if self.auto_commit.is_some_and(|interval| interval.is_zero()) {
+            return invalid("auto_commit must be longer than nothing");
         }
         if self.max_wait > Duration::from_secs(60) {
             return invalid("max_wait must be at most 60 s");
@@ -168,7 +242,9 @@ impl ConsumerBuilder {
         let client = &self.client;
         let mut wanted: BTreeSet<(Arc<str>, i32)> = BTreeSet::new();
         let mut whole_topics: Vec<Arc<str>> = Vec::new();
-        for (topic, partitions) in &self.topics {
+        let membership = self.group.as_ref().map(|group| self.join(group));
+        let by_name = self.topics.iter().filter(|_| membership.is_none());
+        for (topic, partitions) in by_name {
             let count = client.topic(topic, client.deadline()).await?.leaders.len();
             match partitions {
                 Some(partitions) => wanted.extend(partitions.iter().map(|&p| (topic.clone(), p))),
@@ -193,6 +269,10 @@ impl ConsumerBuilder {
         let mut cursors = Cursors::new(settings);
         let mut topics: Vec<String> = wanted.iter().map(|(topic, _)| topic.to_string()).collect();
         topics.extend(whole_topics.iter().map(|topic| topic.to_string()));
+        if membership.is_some() {
+            // None at all would be all.
+            topics.push(millrace_proto::GROUPS_TOPIC.to_owned());
+        }
         topics.sort();
         topics.dedup();
         let (items, items_out) = mpsc::unbounded_channel();
@@ -225,6 +305,7 @@ impl ConsumerBuilder {
             buffer,
             pending: None,
             task,
+            membership,
         };
         tracked
             .into_iter()
@@ -233,8 +314,37 @@ impl ConsumerBuilder {
     }
 }
 
+impl ConsumerBuilder {
+    fn join(&self, group: &Arc<str>) -> Handle {
+        let default = match self.instance_id {
+            Some(_) => Duration::from_secs(45),
+            None => Duration::from_secs(10),
+        };
+        let settings = GroupSettings {
+            group: group.clone(),
+            instance_id: self.instance_id.clone(),
+            client_id: self.client.client_id().to_owned(),
+            topics: self
+                .topics
+                .iter()
+                .map(|(topic, _)| topic.to_string())
+                .collect(),
+            pattern: self.pattern.clone(),
+            assignor: self.assignor,
+            session_timeout: self.session_timeout.unwrap_or(default),
+            rebalance_timeout: self.rebalance_timeout,
+            auto_commit: self.auto_commit,
+            start: self.start,
+        };
+        group::begin(
+            Coordinator::new(self.client.clone(), group.clone()),
+            settings,
+        )
+    }
+}
+
 /// Turns a wish into offsets, one for each partition.
-async fn resolve(
+pub(crate) async fn resolve(
     client: &Client,
     partitions: &[(Arc<str>, i32)],
     start: StartFrom,
@@ -278,6 +388,7 @@ struct Engine {
     buffer: Arc<Buffer>,
     pending: Option<Pending>,
     task: AbortHandle,
+    membership: Option<Handle>,
 }
 
 /// A batch with its partition's index.
@@ -288,6 +399,8 @@ struct Tracked {
     generation: u64,
     /// The next offset for the caller.
     position: i64,
+    /// In a group, another member has it now.
+    gone: bool,
 }
 
 struct Pending {
@@ -304,15 +417,116 @@ impl Engine {
             assigned,
             generation: 0,
             position: offset,
+            gone: false,
         });
     }
 
     fn find(&self, topic: &str, partition: i32) -> Option<usize> {
-        self.index.get(topic)?.get(&partition).copied()
+        let index = self.index.get(topic)?.get(&partition).copied()?;
+        (!self.tracked[index].gone).then_some(index)
+    }
+
+    /// Reads these partitions, and no others. Those with an offset are new.
+    fn assign(&mut self, partitions: Vec<(Arc<Assigned>, Option<i64>)>) {
+        let wanted: BTreeSet<(Arc<str>, i32)> = partitions
+            .iter()
+            .map(|(assigned, _)| (assigned.topic.clone(), assigned.partition))
+            .collect();
+        for (index, tracked) in self.tracked.iter_mut().enumerate() {
+            let key = (tracked.assigned.topic.clone(), tracked.assigned.partition);
+            if tracked.gone || wanted.contains(&key) {
+                continue;
+            }
+            tracked.gone = true;
+            tracked.generation += 1;
+            let generation = tracked.generation;
+            // Fails only if the task is gone; the next poll says so.
+            let _ = self.commands.send(Command::Remove { index, generation });
+        }
+        for (assigned, offset) in partitions {
+            let Some(offset) = offset else { continue };
+            let known = self.index.get(&assigned.topic);
+            let known = known.and_then(|of| of.get(&assigned.partition).copied());
+            let index = known.unwrap_or(self.tracked.len());
+            match known {
+                None => self.track(assigned.clone(), offset),
+                Some(_) => {
+                    let tracked = &mut self.tracked[index];
+                    tracked.assigned = assigned.clone();
+                    tracked.generation += 1;
+                    tracked.position = offset;
+                    tracked.gone = false;
+                }
+            }
+            let generation = self.tracked[index].generation;
+            let _ = self.commands.send(Command::Assign {
+                index,
+                generation,
+                assigned,
+                offset,
+            });
+        }
+    }
+
+    /// Takes in what the membership has to say.
+    fn poll_membership(&mut self, cx: &mut Context<'_>) -> Result<(), Error> {
+        while let Some(membership) = &mut self.membership {
+            match membership.events.poll_recv(cx) {
+                Poll::Pending => break,
+                Poll::Ready(None) => {
+                    self.membership = None;
+                    self.assign(Vec::new());
+                }
+                Poll::Ready(Some(Event::Failed(error))) => {
+                    self.membership = None;
+                    self.assign(Vec::new());
+                    return Err(error);
+                }
+                Poll::Ready(Some(Event::Assigned { partitions, done })) => {
+                    self.assign(partitions);
+                    // It waits, or has joined anew meanwhile.
+                    let _ = done.send(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The caller is done with what comes before, so that it may be committed.
+    fn is_done_up_to(&self, index: usize, offset: i64) {
+        self.tracked[index]
+            .assigned
+            .read
+            .store(offset, Ordering::Release);
+    }
+
+    async fn ask<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Request,
+    ) -> Result<T, Error> {
+        let membership = self.membership.as_ref().ok_or_else(|| {
+            let message = "this consumer is not in a group, or no longer: build it with `group`";
+            Error::new(ErrorKind::InvalidRequest, message)
+        })?;
+        let (reply, answer) = oneshot::channel();
+        let sent = membership.requests.send(request(reply));
+        sent.map_err(|_| Error::closed("consumer"))?;
+        answer.await.map_err(|_| Error::closed("consumer"))?
+    }
+
+    async fn commit(&self, positions: Vec<(Arc<Assigned>, i64)>) -> Result<(), Error> {
+        let commit = |reply| Request::Commit {
+            offsets: positions,
+            reply,
+        };
+        self.ask(commit).await
     }
 
     /// The next batch of records for the caller. Its bytes still count as buffered.
     fn poll_batch(&mut self, cx: &mut Context<'_>) -> Poll<Option<NextBatch>> {
+        if let Err(error) = self.poll_membership(cx) {
+            return Poll::Ready(Some(Err(error)));
+        }
         loop {
             while let Some(pending) = &mut self.pending {
                 let Some(fetched) = pending.batches.next() else {
@@ -328,6 +542,7 @@ impl Engine {
                     // Markers of transactions are not for callers.
                     Ok(header) if header.attributes.is_control() => {
                         tracked.position = fetched.next;
+                        tracked.assigned.read.store(fetched.next, Ordering::Release);
                         self.buffer.give_back(cost(&fetched));
                     }
                     Ok(header) => return Poll::Ready(Some(Ok((pending.index, *header, fetched)))),
@@ -491,6 +706,64 @@ impl Consumer {
         Ok(())
     }
 
+    /// Commits what has been returned so far, for the consumer's group: all records count as read.
+    pub async fn commit(&self) -> Result<(), Error> {
+        let current = |index: usize| {
+            let current = self.current.as_ref();
+            current.filter(|current| current.index == index)
+        };
+        let read = self.engine.tracked.iter().enumerate();
+        let read = read.filter(|(_, tracked)| !tracked.gone);
+        let read = read.map(|(index, tracked)| {
+            let position = current(index).map_or(tracked.position, |current| current.position);
+            (tracked.assigned.clone(), position)
+        });
+        self.engine.commit(read.collect()).await
+    }
+
+    /// Commits these offsets, of partitions that are this member's: (topic, partition, the next offset to be read).
+    pub async fn commit_offsets(&self, offsets: &[(&str, i32, i64)]) -> Result<(), Error> {
+        let mut commits = Vec::with_capacity(offsets.len());
+        for (topic, partition, offset) in offsets {
+            let index = self.engine.find(topic, *partition).ok_or_else(|| {
+                let message = "the partition is not this member's";
+                Error::new(ErrorKind::NotOwner, message).at(&Arc::from(*topic), *partition)
+            })?;
+            commits.push((self.engine.tracked[index].assigned.clone(), *offset));
+        }
+        self.engine.commit(commits).await
+    }
+
+    /// The partitions that this consumer reads, sorted.
+    pub fn assignment(&self) -> Vec<(Arc<str>, i32)> {
+        let read = self.engine.tracked.iter().filter(|tracked| !tracked.gone);
+        let mut read: Vec<_> = read
+            .map(|tracked| (tracked.assigned.topic.clone(), tracked.assigned.partition))
+            .collect();
+        read.sort();
+        read
+    }
+
+    /// Commits what was returned, if that is done by itself, and leaves the group, so that others have its partitions at once. Who is only dropped
+    /// is taken for gone after 3 s, and what it read since the last commit is read again.
+    pub async fn close(mut self) -> Result<(), Error> {
+        self.note_read();
+        let Some(membership) = &mut self.engine.membership else {
+            return Ok(());
+        };
+        // It may be waiting until something is taken up here.
+        membership.events.close();
+        while membership.events.try_recv().is_ok() {}
+        self.engine.ask(|reply| Request::Close { reply }).await
+    }
+
+    /// What was returned before is read by now.
+    fn note_read(&self) {
+        if let Some(current) = &self.current {
+            self.engine.is_done_up_to(current.index, current.position);
+        }
+    }
+
     /// The offset of the next record to be returned from the partition, if this consumer reads it.
     pub fn position(&self, topic: &str, partition: i32) -> Option<i64> {
         let index = self.engine.find(topic, partition)?;
@@ -511,6 +784,7 @@ impl Consumer {
     }
 
     fn poll_record(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<ConsumedRecord, Error>>> {
+        self.note_read();
         loop {
             if let Some(current) = &mut self.current {
                 match current.records.next() {
@@ -571,6 +845,7 @@ impl Consumer {
 
     fn leave_batch(&mut self) {
         if let Some(current) = self.current.take() {
+            self.engine.is_done_up_to(current.index, current.next);
             self.engine.tracked[current.index].position = current.next;
             self.engine.buffer.give_back(current.cost);
         }
@@ -626,6 +901,8 @@ impl ConsumedBatch {
 /// with [`Consumer`].
 pub struct BatchConsumer {
     engine: Engine,
+    /// The partition of the batch that the caller has.
+    returned: Option<usize>,
 }
 
 impl fmt::Debug for BatchConsumer {
@@ -663,12 +940,17 @@ impl BatchConsumer {
     }
 
     fn poll_batch(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<ConsumedBatch, Error>>> {
+        if let Some(index) = self.returned.take() {
+            let position = self.engine.tracked[index].position;
+            self.engine.is_done_up_to(index, position);
+        }
         let (index, header, fetched) = match ready!(self.engine.poll_batch(cx)) {
             Some(Ok(batch)) => batch,
             Some(Err(error)) => return Poll::Ready(Some(Err(error))),
             None => return Poll::Ready(None),
         };
         self.engine.buffer.give_back(cost(&fetched));
+        self.returned = Some(index);
         let tracked = &mut self.engine.tracked[index];
         tracked.position = fetched.next;
         Poll::Ready(Some(Ok(ConsumedBatch {

@@ -7,14 +7,13 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
+use millrace_record::key_partition;
+
 use super::{
     accumulator::{Accumulator, Appended, Partition, Refused},
     record::Record,
 };
-use crate::{
-    error::Error,
-    partitioner::{Partitioner, partition_of},
-};
+use crate::{error::Error, partitioner::Partitioner};
 
 /// One topic's partitions.
 #[derive(Debug)]
@@ -50,7 +49,7 @@ impl Route {
         let index = match (record.partition, partitioner, &record.key) {
             (Some(partition), ..) => usize::try_from(partition).unwrap_or(usize::MAX),
             // A topic has far fewer partitions than 2^32.
-            (None, Partitioner::KeyHash, Some(key)) => partition_of(key, count as u32) as usize,
+            (None, Partitioner::KeyHash, Some(key)) => key_partition(key, count as u32) as usize,
             (None, Partitioner::RoundRobin, _) => {
                 self.available(self.turn.fetch_add(1, Ordering::Relaxed))
             }
@@ -142,7 +141,7 @@ mod tests {
         let fixture = fixture(7, 1000);
         for key in ["21", "foobar", "abc"] {
             let record = Record::to("t").key(key);
-            let expected = partition_of(key.as_bytes(), 7) as i32;
+            let expected = key_partition(key.as_bytes(), 7) as i32;
             assert_eq!(send(&fixture, Partitioner::KeyHash, &record), expected);
             assert_eq!(send(&fixture, Partitioner::KeyHash, &record), expected);
         }

@@ -8,7 +8,7 @@ use crate::output;
 use crate::text::Layout;
 
 /// Something with rows.
-pub(super) trait Printable: Serialize {
+pub(crate) trait Printable: Serialize {
     /// The names of the columns; one that begins with `#` holds numbers.
     fn columns(&self) -> &'static [&'static str];
     /// The rows of the table.
@@ -22,12 +22,12 @@ pub(super) trait Printable: Serialize {
 }
 
 /// A value, or that there is none.
-pub(super) fn shown(value: Option<impl ToString>) -> String {
+pub(crate) fn shown(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "none".to_owned(), |value| value.to_string())
 }
 
 /// Prints it.
-pub(super) fn print(what: &impl Printable, layout: Layout) -> Result<(), Failure> {
+pub(crate) fn print(what: &impl Printable, layout: Layout) -> Result<(), Failure> {
     let failed =
         |error: &dyn std::fmt::Display| Failure::new(format!("can't print the result: {error}"));
     let text = match layout {

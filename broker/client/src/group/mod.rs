@@ -1,0 +1,19 @@
+//! Consumer groups: a consumer's membership, and what people ask about groups.
+
+mod admin;
+mod coordinator;
+mod membership;
+
+pub use admin::{CommittedOffset, GroupDescription, GroupMember, GroupState, GroupSummary};
+pub(crate) use coordinator::Coordinator;
+pub(crate) use membership::{Event, GroupSettings, Handle, Request, begin};
+
+/// How a group's partitions are given out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Assignor {
+    /// Evenly over all topics together, and everyone keeps what can be kept.
+    #[default]
+    Uniform,
+    /// By topic, neighbours together: partition n of several topics goes to the same member, if they have as many.
+    Range,
+}
