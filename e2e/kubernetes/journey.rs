@@ -229,7 +229,6 @@ impl Journey<'_> {
             "Topic of 1,000 partitions, all operators killed meanwhile",
             begun.elapsed(),
         ));
-        // One after the other: the operator may see both together, and then there is no finalizer that the deletion waits for.
         let selector = format!("millrace.dev/topic-id={}", self.topic_id("wide"));
         self.kubectl(&[
             "patch",
@@ -238,6 +237,13 @@ impl Journey<'_> {
             "-p",
             r#"{"spec": {"deletionPolicy": "Delete"}}"#,
         ]);
+        // The operators that were killed may still have been at work until now, and what none of them has seen none can act on.
+        self.wait(
+            60,
+            "topic/wide",
+            "held until its data is deleted",
+            |topic| topic.is_some_and(|topic| topic["metadata"]["finalizers"].is_array()),
+        );
         self.kubectl(&["delete", "topic/wide", "--timeout=50s"]);
         let begun = Instant::now();
         let left = || self.kubectl(&["get", "leases,configmaps", "-l", &selector, "-o", "name"]);
