@@ -314,6 +314,8 @@ impl Follower {
                 };
                 let (back, done, leaving) = match tokio::task::spawn_blocking(work).await {
                     Ok(result) => result,
+                    // The process ends, and with it the threads for such work.
+                    Err(error) if error.is_cancelled() => return,
                     Err(error) => {
                         error!(%error, "following the Cluster's topics failed: this broker must be started again");
                         std::process::abort();

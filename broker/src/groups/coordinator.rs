@@ -249,12 +249,12 @@ struct Task {
 }
 
 impl Task {
-    async fn run(mut self, queue: mpsc::Receiver<Request>, next_session: SessionId) {
+    async fn run(mut self, mut queue: mpsc::Receiver<Request>, next_session: SessionId) {
         let partition = self.partition;
-        match self.serve(queue, next_session).await {
+        match self.serve(&mut queue, next_session).await {
             Err(error) if self.log.is_led() => {
                 warn!(partition, %error, "a shard of groups is given up, and loaded again when it is asked for");
-                // Not at once again and again.
+                // Not at once again and again: as long as the queue is open, there is no other one.
                 tokio::time::sleep(TICK).await;
             }
             Ok(()) | Err(_) => info!(partition, "no longer the coordinator of these groups"),
@@ -264,7 +264,7 @@ impl Task {
     /// Loads the shard and works in rounds, as long as the partition is led.
     async fn serve(
         &mut self,
-        mut queue: mpsc::Receiver<Request>,
+        queue: &mut mpsc::Receiver<Request>,
         mut next_session: SessionId,
     ) -> Result<(), LogError> {
         let begun = Instant::now();
