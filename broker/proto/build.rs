@@ -4,7 +4,7 @@ use std::{env, error::Error, fs, path::Path};
 
 use prost::Message;
 
-const PROTOS: [&str; 8] = [
+const PROTOS: [&str; 10] = [
     "millrace/v1/record.proto",
     "millrace/v1/error.proto",
     "millrace/v1/producer.proto",
@@ -13,6 +13,8 @@ const PROTOS: [&str; 8] = [
     "millrace/v1/replication.proto",
     "millrace/v1/group.proto",
     "millrace/v1/group_log.proto",
+    "millrace/v1/transaction.proto",
+    "millrace/v1/transaction_log.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -16,10 +16,12 @@ pub mod observe;
 pub mod partition;
 pub mod replication;
 pub mod service;
+mod shards;
 #[cfg(test)]
 mod simulation;
 pub mod storage;
 pub mod topics;
+mod transactions;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use millrace_crds::{
-    Topic, TopicConfig, TopicError, TopicFileError, is_internal_topic, read_topics,
+    INTERNAL_TOPICS, Topic, TopicConfig, TopicError, TopicFileError, is_internal_topic, read_topics,
 };
 use millrace_record::TimestampType;
 use tokio_util::sync::CancellationToken;
@@ -71,7 +71,10 @@ impl Standalone {
 
     /// Creates the internal topics that do not exist. Blocks.
     pub fn make_internal(&self) -> Result<(), TopicsError> {
-        self.bring_about(&TopicConfig::groups(1))
+        for name in INTERNAL_TOPICS {
+            self.bring_about(&TopicConfig::internal(name, 1))?;
+        }
+        Ok(())
     }
 
     /// Creates the declared topics that do not exist, and brings the others to what is declared. Blocks.

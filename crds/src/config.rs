@@ -14,8 +14,12 @@ use crate::topic::{CleanupPolicy, Compression, TimestampType, Topic};
 
 /// The internal topic of consumer groups.
 pub const GROUPS_TOPIC: &str = "__groups";
+/// The internal topic of transactions.
+pub const TRANSACTIONS_TOPIC: &str = "__transactions";
+/// All internal topics.
+pub const INTERNAL_TOPICS: [&str; 2] = [GROUPS_TOPIC, TRANSACTIONS_TOPIC];
 /// Each has a coordinator: enough for the brokers of a Cluster to share the work.
-const GROUPS_PARTITIONS: u32 = 8;
+const INTERNAL_PARTITIONS: u32 = 8;
 /// What the names of Millrace's own topics begin with.
 const INTERNAL: &str = "__";
 /// The most partitions of one topic.
@@ -318,12 +322,12 @@ mod milliseconds {
 }
 
 impl TopicConfig {
-    /// The topic that holds consumer groups. Its partitions can't be added to later: a group belongs to the one that its name gives.
-    /// It is kept for ever, since the brokers themselves let go of what is no longer valid.
-    pub fn groups(replication_factor: u32) -> Self {
+    /// One of the [internal topics](INTERNAL_TOPICS). Its partitions can't be added to later: a group or a transactional id belongs to
+    /// the one that its name gives. It is kept for ever, since the brokers themselves let go of what is no longer valid.
+    pub fn internal(name: &str, replication_factor: u32) -> Self {
         Self {
-            name: GROUPS_TOPIC.to_owned(),
-            partitions: GROUPS_PARTITIONS,
+            name: name.to_owned(),
+            partitions: INTERNAL_PARTITIONS,
             replication_factor,
             min_insync_replicas: Some(replication_factor.div_ceil(2)),
             cleanup_policy: CleanupPolicy::Delete,

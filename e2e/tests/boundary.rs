@@ -410,7 +410,10 @@ fn request(
         (Method::ProduceStream, request.encode_to_vec())
     };
     let listed = |queries| {
-        let request = ListOffsetsRequest { queries };
+        let request = ListOffsetsRequest {
+            queries,
+            ..ListOffsetsRequest::default()
+        };
         (Method::ListOffsets, request.encode_to_vec())
     };
     let described = |topics| {

@@ -299,6 +299,7 @@ async fn a_refused_fetch_or_search_says_why_in_code_reason_and_details() {
         .consumer
         .list_offsets(ListOffsetsRequest {
             queries: vec![query],
+            ..ListOffsetsRequest::default()
         })
         .await
         .unwrap_err();

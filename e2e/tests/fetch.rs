@@ -30,8 +30,8 @@ async fn fetch(
         min_bytes,
         max_wait_ms,
         max_bytes,
-        format: 0,
         partitions,
+        ..FetchRequest::default()
     };
     api.consumer
         .clone()
@@ -225,7 +225,10 @@ async fn offsets_are_found_by_end_and_by_time() {
     });
     let results = api
         .consumer
-        .list_offsets(ListOffsetsRequest { queries })
+        .list_offsets(ListOffsetsRequest {
+            queries,
+            ..ListOffsetsRequest::default()
+        })
         .await
         .unwrap()
         .into_inner()

@@ -17,4 +17,5 @@ mod produce;
 mod python;
 mod raw;
 mod retention;
+mod transactions;
 mod walkthrough;

@@ -185,9 +185,8 @@ async fn sigterm_finishes_what_was_accepted_and_ends_with_0() {
             .fetch(FetchRequest {
                 min_bytes: 1 << 30,
                 max_wait_ms: 60_000,
-                max_bytes: 0,
-                format: 0,
                 partitions,
+                ..FetchRequest::default()
             })
             .await
     });
@@ -213,7 +212,7 @@ async fn sigterm_finishes_what_was_accepted_and_ends_with_0() {
     assert!(
         broker
             .log()
-            .contains("clean stop before; 2 topics, 11 partitions"),
+            .contains("clean stop before; 3 topics, 19 partitions"),
         "{}",
         broker.log()
     );

@@ -7,6 +7,7 @@ mod bench;
 mod completions;
 mod connection;
 mod consume;
+mod copy;
 mod failure;
 mod groups;
 mod interrupt;
@@ -16,6 +17,7 @@ mod print;
 mod produce;
 mod text;
 mod topics;
+mod transactions;
 mod warnings;
 
 use std::process::ExitCode;
@@ -54,8 +56,10 @@ struct Cli {
 enum Command {
     Produce(Box<produce::Produce>),
     Consume(Box<consume::Consume>),
+    Copy(Box<copy::Copy>),
     Topics(topics::Topics),
     Groups(groups::Groups),
+    Transactions(transactions::Transactions),
     Bench(bench::Bench),
     Completions(completions::Completions),
 }
@@ -85,7 +89,9 @@ fn run(cli: Cli) -> Result<Outcome, Failure> {
             Command::Produce(produce) => produce.run(&cli.connection).await,
             Command::Consume(consume) => consume.run(&cli.connection).await,
             Command::Topics(topics) => topics.run(&cli.connection).await,
+            Command::Copy(copy) => copy.run(&cli.connection).await,
             Command::Groups(groups) => groups.run(&cli.connection).await,
+            Command::Transactions(transactions) => transactions.run(&cli.connection).await,
             Command::Bench(bench) => bench.run(&cli.connection).await,
             Command::Completions(completions) => completions.run(),
         }

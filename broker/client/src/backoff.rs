@@ -10,6 +10,8 @@ const JITTERED_FROM: f64 = 0.5;
 const LONGEST: Duration = Duration::from_secs(1);
 /// The first wait for a broker that has too much to do.
 const OVERLOAD: Duration = Duration::from_millis(50);
+/// The first wait for the last transaction to end everywhere: as long as an acknowledgement takes.
+const ENDING: Duration = Duration::from_millis(3);
 /// The first wait for a leader, or for a broker that is away.
 const SEARCH: Duration = Duration::from_millis(20);
 /// A search looks at least so often while it is young: a failover should take no longer because of the client.
@@ -21,6 +23,7 @@ const SEARCH_OLD: Duration = Duration::from_millis(1);
 pub(crate) fn delay(cause: ErrorKind, failures: u32) -> Duration {
     match cause {
         ErrorKind::Throttled | ErrorKind::DiskFull => jitter(doubled(OVERLOAD, failures)),
+        ErrorKind::ConcurrentTransaction => jitter(doubled(ENDING, failures).min(SEARCH_YOUNG)),
         _ => search(failures),
     }
 }

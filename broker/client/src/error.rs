@@ -61,8 +61,20 @@ pub enum ErrorKind {
     UnknownGroup,
     /// The group has members.
     GroupNotEmpty,
-    /// A limit of groups, members or their sizes.
+    /// A limit of groups, members, transactions or their sizes.
     LimitExceeded,
+    /// The transactional id is not known to its coordinator.
+    UnknownTransactionalId,
+    /// The last transaction has not ended everywhere yet.
+    ConcurrentTransaction,
+    /// The transaction was aborted: by its time-out, or since something of it failed. Begin another one.
+    TransactionAborted,
+    /// The transaction is committed.
+    TransactionCommitted,
+    /// The partition's leader does not know of the transaction.
+    NotInTransaction,
+    /// Offsets of the group depend on a transaction that is open.
+    OffsetsPending,
     /// The producer's buffer has no room and [`Backpressure`](crate::Backpressure) says not to wait (longer).
     BufferFull,
     /// The topic's metadata isn't here yet; it is being fetched. Only from [`Producer::try_send`](crate::Producer::try_send).
@@ -140,6 +152,9 @@ impl Error {
                 | TimedOut
                 | NotEnoughReplicas
                 | OffsetNotAvailable
+                | ConcurrentTransaction
+                | NotInTransaction
+                | OffsetsPending
                 | BufferFull
                 | NotReady
                 | Transport
@@ -274,6 +289,12 @@ impl Error {
             Reason::UnknownGroup => ErrorKind::UnknownGroup,
             Reason::GroupNotEmpty => ErrorKind::GroupNotEmpty,
             Reason::LimitExceeded => ErrorKind::LimitExceeded,
+            Reason::UnknownTransactionalId => ErrorKind::UnknownTransactionalId,
+            Reason::ConcurrentTransaction => ErrorKind::ConcurrentTransaction,
+            Reason::TransactionAborted => ErrorKind::TransactionAborted,
+            Reason::TransactionCommitted => ErrorKind::TransactionCommitted,
+            Reason::NotInTransaction => ErrorKind::NotInTransaction,
+            Reason::OffsetsPending => ErrorKind::OffsetsPending,
             // A reason of a newer protocol: retrying what isn't understood could go on for ever.
             Reason::Unspecified => ErrorKind::InvalidRequest,
         };

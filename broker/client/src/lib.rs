@@ -32,6 +32,7 @@
 mod backoff;
 mod client;
 mod consumer;
+mod coordinator;
 mod error;
 mod group;
 mod metadata;
@@ -41,6 +42,7 @@ mod producer;
 mod race;
 mod refresh;
 mod suspects;
+mod transactions;
 mod transport;
 
 pub use bytes::Bytes;
@@ -48,7 +50,7 @@ pub use millrace_record::{self, BatchHeader, Compression, RecordHeader};
 
 pub use client::{Client, ClientBuilder};
 pub use consumer::{
-    BatchConsumer, ConsumedBatch, ConsumedRecord, Consumer, ConsumerBuilder, StartFrom,
+    BatchConsumer, ConsumedBatch, ConsumedRecord, Consumer, ConsumerBuilder, Isolation, StartFrom,
 };
 pub use error::{Error, ErrorKind};
 pub use group::{
@@ -58,5 +60,7 @@ pub use metadata::{BrokerInfo, ClusterMetadata, Extent, PartitionInfo, TopicInfo
 pub use offsets::{OffsetAt, OffsetSpec};
 pub use partitioner::Partitioner;
 pub use producer::{
-    Acks, Backpressure, Delivery, Producer, ProducerBuilder, Record, RecordMeta, TrySendError,
+    Acks, Backpressure, Delivery, Producer, ProducerBuilder, Record, RecordMeta, Transaction,
+    TransactionalProducer, TrySendError,
 };
+pub use transactions::{TransactionState, TransactionSummary};

@@ -75,6 +75,8 @@ pub struct Extent {
     pub log_start_offset: i64,
     /// The first offset that consumers can't read yet.
     pub high_watermark: i64,
+    /// The first offset that who reads only what is committed can't read yet: where the oldest open transaction begins, or the high watermark.
+    pub last_stable_offset: i64,
     /// Bytes of record batches held.
     pub size_bytes: u64,
 }
@@ -169,6 +171,7 @@ impl Extent {
         Some(Extent {
             log_start_offset: partition.log_start_offset?,
             high_watermark: partition.high_watermark?,
+            last_stable_offset: partition.last_stable_offset?,
             size_bytes: partition.size_bytes?,
         })
     }

@@ -176,6 +176,7 @@ async fn ask(
     };
     let request = v1::ListOffsetsRequest {
         queries: indices.iter().map(to_proto).collect(),
+        isolation: v1::IsolationLevel::ReadCommitted.into(),
     };
     let mut service = client.transport().offsets(address)?;
     let limit = client.transport().request_timeout();

@@ -8,6 +8,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use millrace_proto::v1::{
     consumer_service_client::ConsumerServiceClient, group_service_client::GroupServiceClient,
     metadata_service_client::MetadataServiceClient, producer_service_client::ProducerServiceClient,
+    transaction_service_client::TransactionServiceClient,
 };
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout_at};
@@ -139,6 +140,17 @@ impl Transport {
     pub(crate) fn groups(&self, address: &Arc<str>) -> Result<GroupServiceClient<Channel>, Error> {
         Ok(
             GroupServiceClient::new(self.channel(Purpose::Metadata, address)?)
+                .max_decoding_message_size(MAX_MESSAGE_BYTES),
+        )
+    }
+
+    /// For transactions, over the connection for metadata.
+    pub(crate) fn transactions(
+        &self,
+        address: &Arc<str>,
+    ) -> Result<TransactionServiceClient<Channel>, Error> {
+        Ok(
+            TransactionServiceClient::new(self.channel(Purpose::Metadata, address)?)
                 .max_decoding_message_size(MAX_MESSAGE_BYTES),
         )
     }

@@ -20,5 +20,8 @@ pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descrip
 /// The internal topic of consumer groups.
 pub const GROUPS_TOPIC: &str = "__groups";
 
+/// The internal topic of transactions.
+pub const TRANSACTIONS_TOPIC: &str = "__transactions";
+
 /// The `domain` of every `google.rpc.ErrorInfo` that Millrace sends.
 pub const ERROR_DOMAIN: &str = "millrace.dev";

@@ -22,6 +22,7 @@
 
 mod builder;
 mod compression;
+mod control;
 mod decode;
 mod error;
 mod header;
@@ -30,6 +31,7 @@ mod varint;
 
 pub use builder::{BatchBuilder, BatchOptions, ProducerState};
 pub use compression::{Compression, UnknownCompression};
+pub use control::{EndMarker, end_marker, marker_batch};
 pub use decode::{DecodeLimits, Record, RecordHeader, Records, decode};
 pub use error::BatchError;
 pub use header::{

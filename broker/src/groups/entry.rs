@@ -3,9 +3,11 @@
 use bytes::Bytes;
 use millrace_proto::v1::{
     GroupLogGroup, GroupLogKey, GroupLogMember, GroupLogOffset, GroupLogPartition, GroupLogSelf,
-    group_log_key::Of,
+    GroupLogTransaction, group_log_key::Of,
 };
 use prost::Message;
+
+use crate::shards::{self, EntryError};
 
 /// A change of one group.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,26 +22,17 @@ pub(crate) enum What {
     Group(Option<GroupLogGroup>),
     Member(String, Option<GroupLogMember>),
     Offset(GroupLogPartition, Option<GroupLogOffset>),
+    /// A transaction with offsets, by its producer id.
+    Transaction(i64, Option<GroupLogTransaction>),
 }
 
-/// A record that no version of this program has written.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum EntryError {
-    #[error("it has no key")]
-    NoKey,
-    #[error("its key names nothing that is known")]
-    UnknownKey,
-    #[error(transparent)]
-    Decode(#[from] prost::DecodeError),
-}
-
-impl Entry {
-    /// As the record's key and value.
-    pub(crate) fn encode(&self) -> (Vec<u8>, Option<Vec<u8>>) {
+impl shards::Entry for Entry {
+    fn encode(&self) -> (Vec<u8>, Option<Vec<u8>>) {
         let (of, value) = match &self.what {
             What::Group(value) => (Of::Self_(GroupLogSelf {}), encoded(value)),
             What::Member(id, value) => (Of::MemberId(id.clone()), encoded(value)),
             What::Offset(partition, value) => (Of::Partition(partition.clone()), encoded(value)),
+            What::Transaction(id, value) => (Of::ProducerId(*id), encoded(value)),
         };
         let key = GroupLogKey {
             group_id: self.group.clone(),
@@ -48,12 +41,13 @@ impl Entry {
         (key.encode_to_vec(), value)
     }
 
-    pub(crate) fn decode(key: Option<Bytes>, value: Option<Bytes>) -> Result<Entry, EntryError> {
+    fn decode(key: Option<Bytes>, value: Option<Bytes>) -> Result<Entry, EntryError> {
         let key = GroupLogKey::decode(key.ok_or(EntryError::NoKey)?)?;
         let what = match key.of.ok_or(EntryError::UnknownKey)? {
             Of::Self_(_) => What::Group(decoded(value)?),
             Of::MemberId(id) => What::Member(id, decoded(value)?),
             Of::Partition(partition) => What::Offset(partition, decoded(value)?),
+            Of::ProducerId(id) => What::Transaction(id, decoded(value)?),
         };
         let group = key.group_id;
         Ok(Entry { group, what })
@@ -71,6 +65,7 @@ fn decoded<M: Message + Default>(value: Option<Bytes>) -> Result<Option<M>, pros
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shards::Entry as _;
 
     #[test]
     fn entries_come_back_as_they_were_written() {
@@ -88,6 +83,8 @@ mod tests {
             What::Member("m".into(), None),
             What::Offset(partition.clone(), Some(GroupLogOffset::default())),
             What::Offset(partition, None),
+            What::Transaction(7, Some(GroupLogTransaction::default())),
+            What::Transaction(7, None),
         ] {
             let group = "g".to_owned();
             let entry = Entry { group, what };

@@ -17,7 +17,8 @@ use std::{
 
 use millrace_proto::v1::{
     self, Assignor, CommittedOffset, GroupLogGroup, GroupLogMember, GroupLogOffset, GroupLogOwned,
-    GroupLogPartition, GroupState, GroupSummary, MemberHello, OffsetCommit, TopicPartitions,
+    GroupLogPartition, GroupLogTransaction, GroupState, GroupSummary, MemberHello, OffsetCommit,
+    TopicPartitions,
 };
 use regex_lite::Regex;
 use uuid::Uuid;
@@ -42,6 +43,11 @@ const MAX_ID_BYTES: usize = 255;
 const MAX_TOPICS: usize = 1_000;
 const MAX_PATTERN_BYTES: usize = 1_000;
 const MAX_METADATA_BYTES: usize = 4_096;
+/// Offsets that one transaction may commit.
+const MAX_HELD: usize = 10_000;
+/// Transactions that have ended, as many as are remembered, and for how long.
+const MAX_ENDED: usize = 1_000;
+const ENDED_MS: i64 = 24 * 3600 * 1000;
 
 /// A stream on which a member is.
 pub(crate) type SessionId = u64;
@@ -63,6 +69,15 @@ pub(crate) struct Outcome {
     pub(crate) news: Vec<News>,
 }
 
+/// What is counted of a group.
+#[derive(Clone, Debug)]
+pub(crate) struct GroupFigures {
+    pub(crate) group: Arc<str>,
+    pub(crate) members: usize,
+    /// Committed: topic, partition, offset.
+    pub(crate) offsets: Vec<(Arc<str>, i32, i64)>,
+}
+
 #[derive(Debug)]
 pub(crate) struct Group {
     name: Arc<str>,
@@ -73,6 +88,8 @@ pub(crate) struct Group {
     target: Target,
     owners: HashMap<TopicPartition, Arc<str>>,
     offsets: BTreeMap<TopicPartition, GroupLogOffset>,
+    /// Transactions that commit offsets, by their producer ids. Those that have ended are remembered for a while, so that nothing comes late.
+    transactions: BTreeMap<i64, GroupLogTransaction>,
     /// The target is to be computed anew.
     stale: bool,
     /// Someone may get or has to give something.
@@ -121,6 +138,7 @@ impl Group {
             target: Target::new(),
             owners: HashMap::new(),
             offsets: BTreeMap::new(),
+            transactions: BTreeMap::new(),
             stale: false,
             unsettled: false,
         }
@@ -147,6 +165,12 @@ impl Group {
                     None => self.offsets.remove(&key),
                 };
             }
+            What::Transaction(id, Some(value)) => {
+                self.transactions.insert(id, value);
+            }
+            What::Transaction(id, None) => {
+                self.transactions.remove(&id);
+            }
         }
         self.stale = true;
     }
@@ -162,7 +186,10 @@ impl Group {
 
     /// Nothing is known of it.
     pub(crate) fn is_nothing(&self) -> bool {
-        self.epoch == 0 && self.members.is_empty() && self.offsets.is_empty()
+        self.epoch == 0
+            && self.members.is_empty()
+            && self.offsets.is_empty()
+            && self.transactions.is_empty()
     }
 
     /// Topics or their partitions are others.
@@ -178,7 +205,7 @@ impl Group {
         now: Instant,
         outcome: &mut Outcome,
     ) -> Result<Duration, GroupError> {
-        let claimed = partitions_of(&hello.owned);
+        let claimed: BTreeSet<TopicPartition> = flat(&hello.owned).into_iter().collect();
         let id: Arc<str> = hello.member_id.as_str().into();
         let joined = Member::new(hello, session, now)?;
         let interval = joined.session_timeout / 3;
@@ -398,16 +425,15 @@ impl Group {
         }
     }
 
-    /// Keeps offsets.
-    pub(crate) fn commit(
-        &mut self,
+    /// Whether the member may commit these offsets; as they would be kept.
+    pub(crate) fn check_offsets(
+        &self,
         member: &str,
         epoch: i32,
         offsets: Vec<OffsetCommit>,
         topology: &Topology,
         now_ms: i64,
-        outcome: &mut Outcome,
-    ) -> Result<(), GroupError> {
+    ) -> Result<Vec<GroupLogOffset>, GroupError> {
         if member.is_empty() && !self.members.is_empty() {
             return Err(GroupError::NotEmpty {
                 group: self.name.to_string(),
@@ -431,24 +457,168 @@ impl Group {
             };
             let topic_id = topic_id.to_string();
             let offset = Some(offset);
-            entries.push((key, GroupLogOffset { topic_id, offset }));
+            entries.push(GroupLogOffset { topic_id, offset });
         }
+        Ok(entries)
+    }
+
+    /// Keeps offsets.
+    pub(crate) fn keep_offsets(
+        &mut self,
+        offsets: Vec<GroupLogOffset>,
+        now_ms: i64,
+        outcome: &mut Outcome,
+    ) {
+        self.begin_to_be(now_ms, outcome);
+        for value in offsets {
+            let Some(offset) = &value.offset else {
+                continue;
+            };
+            let key = GroupLogPartition {
+                topic: offset.topic.clone(),
+                partition: offset.partition,
+            };
+            self.offsets
+                .insert((key.topic.as_str().into(), key.partition), value.clone());
+            outcome
+                .entries
+                .push(self.entry(What::Offset(key, Some(value))));
+        }
+    }
+
+    fn begin_to_be(&mut self, now_ms: i64, outcome: &mut Outcome) {
         if self.is_nothing() {
             self.empty_since_ms = Some(now_ms);
             self.epoch = 1;
             self.keep_group(outcome);
         }
-        for (key, value) in entries {
-            outcome.entries.push(self.entry(What::Offset(
-                GroupLogPartition {
-                    topic: key.0.to_string(),
-                    partition: key.1,
-                },
-                Some(value.clone()),
-            )));
-            self.offsets.insert(key, value);
+    }
+
+    /// Keeps offsets until it is known whether the transaction is committed.
+    pub(crate) fn hold(
+        &mut self,
+        (producer_id, epoch): (i64, i16),
+        offsets: Vec<GroupLogOffset>,
+        now_ms: i64,
+        outcome: &mut Outcome,
+    ) -> Result<(), GroupError> {
+        let producer_epoch = i32::from(epoch);
+        let before = self.transactions.get(&producer_id);
+        let known_epoch = before.map_or(-1, |known| known.producer_epoch);
+        let ended = before.is_some_and(|known| known.ended);
+        if known_epoch > producer_epoch || (known_epoch == producer_epoch && ended) {
+            return Err(GroupError::TransactionEnded {
+                group: self.name.to_string(),
+                producer_id,
+                epoch,
+            });
         }
+        let held = before.filter(|known| !known.ended && known.producer_epoch == producer_epoch);
+        let mut held = held.map_or_else(Vec::new, |known| known.offsets.clone());
+        held.retain(|old| {
+            !offsets
+                .iter()
+                .any(|new| partition_of(new) == partition_of(old))
+        });
+        held.extend(offsets);
+        if held.len() > MAX_HELD {
+            return Err(GroupError::limit(format!(
+                "group {}: a transaction commits at most {MAX_HELD} offsets",
+                self.name
+            )));
+        }
+        self.begin_to_be(now_ms, outcome);
+        let value = GroupLogTransaction {
+            producer_epoch,
+            ended: false,
+            changed_ms: now_ms,
+            offsets: held,
+        };
+        self.keep_transaction(producer_id, Some(value), outcome);
         Ok(())
+    }
+
+    /// The transaction has ended: what it holds is kept, or forgotten.
+    pub(crate) fn close(
+        &mut self,
+        (producer_id, epoch): (i64, i16),
+        commit: bool,
+        now_ms: i64,
+        outcome: &mut Outcome,
+    ) -> Result<(), GroupError> {
+        let producer_epoch = i32::from(epoch);
+        let known = self.transactions.get(&producer_id);
+        let over = |known: &GroupLogTransaction| {
+            known.producer_epoch > producer_epoch
+                || known.producer_epoch == producer_epoch && known.ended
+        };
+        if known.is_some_and(over) {
+            return Ok(());
+        }
+        let held = known.filter(|known| known.producer_epoch == producer_epoch);
+        let offsets = held.map_or_else(Vec::new, |known| known.offsets.clone());
+        self.begin_to_be(now_ms, outcome);
+        if commit {
+            self.keep_offsets(offsets, now_ms, outcome);
+        }
+        let value = GroupLogTransaction {
+            producer_epoch,
+            ended: true,
+            changed_ms: now_ms,
+            offsets: Vec::new(),
+        };
+        self.keep_transaction(producer_id, Some(value), outcome);
+        self.forget_transactions(now_ms, outcome);
+        Ok(())
+    }
+
+    /// Those that ended long ago, and the oldest if there are too many: nothing of them is on its way any more.
+    fn forget_transactions(&mut self, now_ms: i64, outcome: &mut Outcome) {
+        let ended = self.transactions.iter().filter(|(_, known)| known.ended);
+        let mut by_age: Vec<(i64, i64)> =
+            ended.map(|(id, known)| (known.changed_ms, *id)).collect();
+        by_age.sort_unstable();
+        let too_many = by_age.len().saturating_sub(MAX_ENDED);
+        let old = now_ms.saturating_sub(ENDED_MS);
+        let forgotten = by_age.iter().enumerate();
+        let forgotten = forgotten.filter(|(rank, (changed, _))| *rank < too_many || *changed < old);
+        for (_, (_, id)) in forgotten {
+            self.keep_transaction(*id, None, outcome);
+        }
+    }
+
+    fn keep_transaction(
+        &mut self,
+        producer_id: i64,
+        value: Option<GroupLogTransaction>,
+        outcome: &mut Outcome,
+    ) {
+        match &value {
+            Some(value) => self.transactions.insert(producer_id, value.clone()),
+            None => self.transactions.remove(&producer_id),
+        };
+        outcome
+            .entries
+            .push(self.entry(What::Transaction(producer_id, value)));
+    }
+
+    /// An error if a transaction is open that may commit an offset of one of these partitions; of any, if none is named.
+    pub(crate) fn check_settled(&self, partitions: &[TopicPartitions]) -> Result<(), GroupError> {
+        let asked = |offset: &&CommittedOffset| {
+            let of_topic = |topic: &TopicPartitions| {
+                topic.topic == offset.topic && topic.partitions.contains(&offset.partition)
+            };
+            partitions.is_empty() || partitions.iter().any(of_topic)
+        };
+        let held = self.transactions.values().flat_map(|known| &known.offsets);
+        match held.filter_map(|held| held.offset.as_ref()).find(asked) {
+            None => Ok(()),
+            Some(offset) => Err(GroupError::OffsetsPending {
+                group: self.name.to_string(),
+                topic: offset.topic.clone(),
+                partition: offset.partition,
+            }),
+        }
     }
 
     fn check_owner(
@@ -499,6 +669,19 @@ impl Group {
                 group: self.name.to_string(),
                 members: self.members.len(),
             });
+        }
+        let open = self.transactions.values().flat_map(|known| &known.offsets);
+        if let Some(offset) = open.filter_map(|held| held.offset.as_ref()).next() {
+            return Err(GroupError::OffsetsPending {
+                group: self.name.to_string(),
+                topic: offset.topic.clone(),
+                partition: offset.partition,
+            });
+        }
+        for id in std::mem::take(&mut self.transactions).into_keys() {
+            outcome
+                .entries
+                .push(self.entry(What::Transaction(id, None)));
         }
         for (topic, partition) in std::mem::take(&mut self.offsets).into_keys() {
             let topic = topic.to_string();
@@ -626,6 +809,17 @@ impl Group {
         }
     }
 
+    pub(crate) fn figures(&self, topology: &Topology) -> GroupFigures {
+        let offsets = self.offsets(topology).into_iter();
+        GroupFigures {
+            group: self.name.clone(),
+            members: self.members.len(),
+            offsets: offsets
+                .map(|o| (o.topic.into(), o.partition, o.offset))
+                .collect(),
+        }
+    }
+
     pub(crate) fn describe(&self, topology: &Topology) -> v1::DescribeGroupResponse {
         let member = |(id, member): (&Arc<str>, &Member)| {
             let owned = member.owned.iter();
@@ -660,6 +854,9 @@ impl Group {
                 partition: *partition,
             };
             all.push(self.entry(What::Offset(key, Some(value.clone()))));
+        }
+        for (id, value) in &self.transactions {
+            all.push(self.entry(What::Transaction(*id, Some(value.clone()))));
         }
         all
     }
@@ -827,6 +1024,11 @@ impl Member {
     }
 }
 
+fn partition_of(offset: &GroupLogOffset) -> Option<(&str, i32)> {
+    let offset = offset.offset.as_ref()?;
+    Some((&offset.topic, offset.partition))
+}
+
 /// Sorted partitions, gathered by their topics.
 pub(crate) fn by_topic<'a>(
     partitions: impl IntoIterator<Item = &'a TopicPartition>,
@@ -844,7 +1046,8 @@ pub(crate) fn by_topic<'a>(
     topics
 }
 
-fn partitions_of(topics: &[TopicPartitions]) -> BTreeSet<TopicPartition> {
+/// One by one.
+pub(crate) fn flat(topics: &[TopicPartitions]) -> Vec<TopicPartition> {
     let all = topics.iter().flat_map(|topic| {
         let name: Arc<str> = topic.topic.as_str().into();
         let partitions = topic.partitions.iter();

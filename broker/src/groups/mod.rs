@@ -2,23 +2,12 @@
 //! partition's log, and in this broker's memory while it leads it.
 //!
 //! Pure, and driven by tests: [`assign`] (who is to have what), [`group`] (one group), [`shard`] (all groups of a partition).
-//! Thin around them: [`entry`] (what is kept), [`log`] (reads and writes it), [`coordinator`] (one task for each shard).
-//!
-//! # How a shard works
-//! In rounds: all requests that have come are taken in; what changed is appended as one batch; when it is committed everyone gets an answer, and
-//! members are told what is theirs now. So no one ever hears of something that a failover could take back, and however many requests come,
-//! there is one append under way. If an append fails the shard is given up, with all that it knows; who leads then loads it again.
-//!
-//! # Instead of compaction
-//! A log of changes grows with every commit. After some megabytes the shard writes all that it knows, as new records, and when they are committed
-//! lets go of everything before them. A load therefore reads no more than twice what is known, and no one has to search a log for what
-//! is still valid.
+//! Thin around them: [`entry`] (what is kept), [`coordinator`] (what a [shard](crate::shards) does with it).
 
 mod assign;
 mod coordinator;
 mod entry;
 mod group;
-mod log;
 mod shard;
 #[cfg(test)]
 mod tests;
@@ -28,7 +17,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use uuid::Uuid;
 
 pub(crate) use self::{
-    coordinator::{Groups, Joined, NotCoordinator, Request, RoundError},
+    coordinator::{Groups, Joined, Request, coordinate},
+    group::{GroupFigures, by_topic, flat},
     shard::Said,
 };
 
@@ -73,6 +63,22 @@ pub(crate) enum GroupError {
         topic: String,
         partition: i32,
         partitions: i32,
+    },
+    #[error(
+        "group {group}: a transaction that commits an offset of {topic}/{partition} is open; try again once it has ended"
+    )]
+    OffsetsPending {
+        group: String,
+        topic: String,
+        partition: i32,
+    },
+    #[error(
+        "group {group}: the transaction of producer {producer_id} with epoch {epoch} has ended; nothing can be added to it"
+    )]
+    TransactionEnded {
+        group: String,
+        producer_id: i64,
+        epoch: i16,
     },
     #[error("{0}")]
     Limit(String),

@@ -8,14 +8,15 @@ use std::{
 
 use millrace_proto::v1::{
     self, CommitOffsetsRequest, DescribeGroupResponse, FetchOffsetsRequest, FetchOffsetsResponse,
-    GroupSummary, MemberHello,
+    GroupSummary, HoldOffsetsRequest, MemberHello,
 };
 
 use super::{
     GroupError, Topology,
     entry::Entry,
-    group::{Group, Outcome, SessionId, check_id},
+    group::{Group, GroupFigures, Outcome, SessionId, check_id},
 };
+use crate::shards::Now;
 
 /// So many groups one coordinator keeps for each partition of the internal topic.
 const MAX_GROUPS: usize = 100_000;
@@ -23,13 +24,6 @@ const MAX_GROUPS: usize = 100_000;
 const OFFSET_RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Partitions of one commit or query.
 const MAX_PARTITIONS: usize = 10_000;
-
-/// Time, of the clock that measures and of the one that people read.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Now {
-    pub(crate) instant: Instant,
-    pub(crate) unix_ms: i64,
-}
 
 /// What a member says on its stream after its hello.
 #[derive(Clone, Debug)]
@@ -93,13 +87,10 @@ impl Shard {
         session: SessionId,
         now: Now,
     ) -> Result<Duration, GroupError> {
-        let outcome = &mut std::mem::take(&mut self.outcome);
         let name = hello.group_id.clone();
         self.changed.insert(name.as_str().into());
-        let joined = self
-            .make(&name)
-            .and_then(|group| group.join(hello, session, now.instant, outcome));
-        self.outcome = std::mem::take(outcome);
+        let group = make(&mut self.groups, &name)?;
+        let joined = group.join(hello, session, now.instant, &mut self.outcome);
         self.drop_if_nothing(&name);
         joined
     }
@@ -144,19 +135,11 @@ impl Shard {
             offsets,
         } = request;
         check_count(offsets.len())?;
-        if !member_id.is_empty() && !self.groups.contains_key(group_id.as_str()) {
-            return Err(GroupError::UnknownMember {
-                group: group_id,
-                member: member_id,
-            });
-        }
-        let outcome = &mut std::mem::take(&mut self.outcome);
-        let topology = std::mem::take(&mut self.topology);
-        let committed = self.make(&group_id).and_then(|group| {
-            group.commit(&member_id, epoch, offsets, &topology, now.unix_ms, outcome)
-        });
-        self.outcome = std::mem::take(outcome);
-        self.topology = topology;
+        check_known(&self.groups, &group_id, &member_id)?;
+        let group = make(&mut self.groups, &group_id)?;
+        let offsets = group.check_offsets(&member_id, epoch, offsets, &self.topology, now.unix_ms);
+        let committed =
+            offsets.map(|offsets| group.keep_offsets(offsets, now.unix_ms, &mut self.outcome));
         self.drop_if_nothing(&group_id);
         committed
     }
@@ -170,6 +153,7 @@ impl Shard {
         let Some(group) = self.groups.get(request.group_id.as_str()) else {
             return Ok(FetchOffsetsResponse::default());
         };
+        group.check_settled(&request.partitions)?;
         let mut offsets = Vec::new();
         for topic in &request.partitions {
             let name: Arc<str> = topic.topic.as_str().into();
@@ -183,10 +167,51 @@ impl Shard {
         Ok(FetchOffsetsResponse { offsets })
     }
 
+    /// Offsets that are committed if a transaction is.
+    pub(crate) fn hold(&mut self, request: HoldOffsetsRequest, now: Now) -> Result<(), GroupError> {
+        let producer = (request.producer_id, producer_epoch(request.producer_epoch)?);
+        let CommitOffsetsRequest {
+            group_id,
+            member_id,
+            epoch,
+            offsets,
+        } = request.offsets.unwrap_or_default();
+        check_count(offsets.len())?;
+        check_known(&self.groups, &group_id, &member_id)?;
+        let group = make(&mut self.groups, &group_id)?;
+        let offsets = group.check_offsets(&member_id, epoch, offsets, &self.topology, now.unix_ms);
+        let held = offsets
+            .and_then(|offsets| group.hold(producer, offsets, now.unix_ms, &mut self.outcome));
+        self.drop_if_nothing(&group_id);
+        held
+    }
+
+    /// A transaction has ended.
+    pub(crate) fn close(
+        &mut self,
+        group: &str,
+        producer: (i64, i16),
+        commit: bool,
+        now: Now,
+    ) -> Result<(), GroupError> {
+        let group = make(&mut self.groups, group)?;
+        group.close(producer, commit, now.unix_ms, &mut self.outcome)
+    }
+
+    /// How many groups there are.
+    pub(crate) fn len(&self) -> usize {
+        self.groups.len()
+    }
+
     /// All groups, by name.
     pub(crate) fn list(&self) -> Vec<GroupSummary> {
         let sorted: BTreeMap<&Arc<str>, &Group> = self.groups.iter().collect();
         sorted.into_values().map(Group::summary).collect()
+    }
+
+    pub(crate) fn figures(&self) -> Vec<GroupFigures> {
+        let groups = self.groups.values();
+        groups.map(|group| group.figures(&self.topology)).collect()
     }
 
     pub(crate) fn describe(&self, group: &str) -> Result<DescribeGroupResponse, GroupError> {
@@ -237,22 +262,46 @@ impl Shard {
         self.groups.values().flat_map(Group::snapshot)
     }
 
-    fn make(&mut self, name: &str) -> Result<&mut Group, GroupError> {
-        check_id("group_id", name)?;
-        if !self.groups.contains_key(name) && self.groups.len() >= MAX_GROUPS {
-            return Err(GroupError::limit(format!(
-                "{MAX_GROUPS} groups are kept by one coordinator; delete some, or spread them over more brokers"
-            )));
-        }
-        let key: Arc<str> = name.into();
-        Ok(self.groups.entry(key).or_insert_with(|| Group::new(name)))
-    }
-
     fn drop_if_nothing(&mut self, name: &str) {
         if self.groups.get(name).is_some_and(Group::is_nothing) {
             self.groups.remove(name);
         }
     }
+}
+
+/// The group of that name, new if there is none.
+fn make<'a>(
+    groups: &'a mut HashMap<Arc<str>, Group>,
+    name: &str,
+) -> Result<&'a mut Group, GroupError> {
+    check_id("group_id", name)?;
+    if !groups.contains_key(name) && groups.len() >= MAX_GROUPS {
+        return Err(GroupError::limit(format!(
+            "{MAX_GROUPS} groups are kept by one coordinator; delete some, or spread them over more brokers"
+        )));
+    }
+    let key: Arc<str> = name.into();
+    Ok(groups.entry(key).or_insert_with(|| Group::new(name)))
+}
+
+/// A member of a group that is not there is none.
+fn check_known(
+    groups: &HashMap<Arc<str>, Group>,
+    group: &str,
+    member: &str,
+) -> Result<(), GroupError> {
+    match member.is_empty() || groups.contains_key(group) {
+        true => Ok(()),
+        false => Err(GroupError::UnknownMember {
+            group: group.to_owned(),
+            member: member.to_owned(),
+        }),
+    }
+}
+
+fn producer_epoch(epoch: i32) -> Result<i16, GroupError> {
+    i16::try_from(epoch)
+        .map_err(|_| GroupError::invalid("producer_epoch", format!("{epoch} is no epoch")))
 }
 
 fn check_count(partitions: usize) -> Result<(), GroupError> {

@@ -13,17 +13,18 @@ use std::{
 use bytes::Bytes;
 use fastrand::Rng;
 use millrace_proto::v1::{
-    Assignment, Assignor, CommitOffsetsRequest, FetchOffsetsRequest, GroupState, MemberHello,
-    OffsetCommit, Subscription, TopicPartitions,
+    Assignment, Assignor, CommitOffsetsRequest, FetchOffsetsRequest, GroupState,
+    HoldOffsetsRequest, MemberHello, OffsetCommit, Subscription, TopicPartitions,
 };
 use uuid::Uuid;
 
 use super::{
     GroupError, TopicPartition, Topology,
     entry::Entry,
-    group::{SessionId, by_topic},
-    shard::{Now, Said, Shard, Speaker},
+    group::{SessionId, by_topic, flat},
+    shard::{Said, Shard, Speaker},
 };
+use crate::shards::{Entry as _, Now};
 
 const GROUP: &str = "g";
 const SEEDS: u64 = 500;
@@ -348,7 +349,7 @@ impl World {
             return owners;
         };
         for member in described.members {
-            for partition in flat(&member.owned).chain(flat(&member.revoking)) {
+            for partition in [flat(&member.owned), flat(&member.revoking)].concat() {
                 let id = member.member_id.clone();
                 let before = owners.insert(partition.clone(), id);
                 assert_eq!(before, None, "{partition:?} has two owners");
@@ -405,14 +406,6 @@ impl Client {
     }
 }
 
-fn flat(topics: &[TopicPartitions]) -> impl Iterator<Item = TopicPartition> + '_ {
-    topics.iter().flat_map(|topic| {
-        let name: Arc<str> = topic.topic.as_str().into();
-        let partitions = topic.partitions.iter();
-        partitions.map(move |partition| (name.clone(), *partition))
-    })
-}
-
 fn run(seed: u64) {
     let mut world = World::new(seed);
     for _ in 0..STEPS {
@@ -435,4 +428,87 @@ fn one_owner_at_a_time_and_one_for_each_partition_in_the_end() {
         let failed = std::panic::catch_unwind(|| run(seed)).is_err();
         assert!(!failed, "replay with MILLRACE_GROUPS_SEED={seed}");
     }
+}
+
+/// Offsets of partition 0 of topic `t`, held for a transaction.
+fn hold(shard: &mut Shard, producer: (i64, i32), offset: i64, now: Now) -> Result<(), GroupError> {
+    let offsets = CommitOffsetsRequest {
+        group_id: GROUP.into(),
+        offsets: vec![OffsetCommit {
+            topic: "t".into(),
+            offset,
+            ..OffsetCommit::default()
+        }],
+        ..CommitOffsetsRequest::default()
+    };
+    let request = HoldOffsetsRequest {
+        producer_id: producer.0,
+        producer_epoch: producer.1,
+        offsets: Some(offsets),
+    };
+    shard.hold(request, now)
+}
+
+#[test]
+fn offsets_wait_for_their_transaction_and_nothing_comes_late() {
+    let now = Now {
+        instant: Instant::now(),
+        unix_ms: 0,
+    };
+    let topology: Topology = [("t".into(), (Uuid::from_u128(1), 1))].into();
+    let mut shard = Shard::default();
+    shard.set_topology(topology.clone());
+    let mut log = Vec::new();
+    let all = FetchOffsetsRequest {
+        group_id: GROUP.into(),
+        ..FetchOffsetsRequest::default()
+    };
+    let committed = |shard: &Shard| -> Result<Option<i64>, GroupError> {
+        let offsets = shard.fetch(&all)?.offsets;
+        Ok(offsets.first().map(|committed| committed.offset))
+    };
+    // Another coordinator knows the same.
+    let again = |shard: &mut Shard, log: &mut Vec<Entry>| {
+        log.extend(shard.settle(now.instant).entries);
+        *shard = Shard::default();
+        for entry in log.clone() {
+            shard.replay(entry, now.instant);
+        }
+        shard.replayed(topology.clone());
+    };
+    hold(&mut shard, (7, 0), 5, now).unwrap();
+    for _ in 0..2 {
+        assert!(matches!(
+            committed(&shard),
+            Err(GroupError::OffsetsPending { .. })
+        ));
+        assert!(matches!(
+            shard.delete(GROUP),
+            Err(GroupError::OffsetsPending { .. })
+        ));
+        again(&mut shard, &mut log);
+    }
+    shard.close(GROUP, (7, 0), true, now).unwrap();
+    assert_eq!(committed(&shard).unwrap(), Some(5));
+    // Told twice, or that it is aborted, it stays as it is; and nothing is added to it.
+    shard.close(GROUP, (7, 0), false, now).unwrap();
+    assert!(matches!(
+        hold(&mut shard, (7, 0), 9, now),
+        Err(GroupError::TransactionEnded { .. })
+    ));
+    again(&mut shard, &mut log);
+    assert_eq!(committed(&shard).unwrap(), Some(5));
+    // One that is aborted; and one whose end comes before what it would have held.
+    hold(&mut shard, (7, 1), 9, now).unwrap();
+    shard.close(GROUP, (7, 1), false, now).unwrap();
+    shard.close(GROUP, (8, 3), true, now).unwrap();
+    assert!(matches!(
+        hold(&mut shard, (8, 3), 9, now),
+        Err(GroupError::TransactionEnded { .. })
+    ));
+    again(&mut shard, &mut log);
+    assert_eq!(committed(&shard).unwrap(), Some(5));
+    shard.delete(GROUP).unwrap();
+    again(&mut shard, &mut log);
+    assert_eq!(shard.list(), []);
 }

@@ -60,6 +60,7 @@ pub async fn serve(
 }
 
 async fn scrape(State(observed): State<Observed>) -> impl IntoResponse {
+    observed.metrics.look().await;
     // Thousands of partitions take a while to write down.
     let text = tokio::task::spawn_blocking(move || observed.metrics.encode()).await;
     match text {

@@ -19,7 +19,11 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::replicas::ReplicaCollector;
+use super::{
+    groups::{GroupCollector, GroupWatch},
+    replicas::ReplicaCollector,
+};
+use crate::groups::Groups;
 use crate::partition::Hosting;
 use crate::storage::{DiskState, PartitionLog, Store, StoredTopic};
 
@@ -56,6 +60,22 @@ pub enum Method {
     DescribeGroup,
     /// `DeleteGroup`.
     DeleteGroup,
+    /// `InitTransactions`.
+    InitTransactions,
+    /// `AddPartitions`, until their leaders know of it.
+    AddPartitions,
+    /// `AddOffsets`, until the group's coordinator holds them.
+    AddOffsets,
+    /// `EndTransaction`, until it is settled.
+    EndTransaction,
+    /// `ListTransactions`.
+    ListTransactions,
+    /// `OpenTransaction`.
+    OpenTransaction,
+    /// `CloseTransaction`.
+    CloseTransaction,
+    /// `HoldOffsets`.
+    HoldOffsets,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -90,6 +110,7 @@ pub struct Metrics {
     api_requests: Family<ApiLabel, Counter>,
     elections: Counter,
     controller: Gauge,
+    groups: Arc<GroupWatch>,
 }
 
 /// Observes how long a request took when it is dropped.
@@ -189,6 +210,10 @@ impl Metrics {
         );
         registry.register_collector(Box::new(StoreCollector { store }));
         registry.register_collector(Box::new(ReplicaCollector { hosting }));
+        let groups = Arc::new(GroupWatch::default());
+        registry.register_collector(Box::new(GroupCollector {
+            watch: groups.clone(),
+        }));
         Arc::new(Metrics {
             registry,
             latency,
@@ -203,6 +228,7 @@ impl Metrics {
             api_requests,
             elections,
             controller,
+            groups,
         })
     }
 
@@ -281,6 +307,16 @@ impl Metrics {
 
     pub(crate) fn connection_refused(&self) {
         self.connections_refused.inc();
+    }
+
+    /// The groups whose figures are shown.
+    pub(crate) fn watch_groups(&self, groups: &Arc<Groups>) {
+        self.groups.set(groups);
+    }
+
+    /// Asks for what can't be counted at once; to be called before [`encode`](Self::encode).
+    pub(crate) async fn look(&self) {
+        self.groups.look().await;
     }
 
     /// All metrics in the OpenMetrics text format.

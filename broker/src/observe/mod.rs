@@ -1,5 +1,6 @@
 //! What operators see of a broker: metrics, and whether it is alive and ready.
 
+mod groups;
 mod http;
 mod metrics;
 mod replicas;

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use millrace_proto::v1::{
     self, ErrorReason, FetchFormat, FetchPartition, FetchRequest, FetchResponse, FetchResult,
-    Header, ListOffsetsRequest, ListOffsetsResponse, OffsetQuery, OffsetResult,
+    Header, IsolationLevel, ListOffsetsRequest, ListOffsetsResponse, OffsetQuery, OffsetResult,
     consumer_service_server::ConsumerService, offset_query::Spec,
 };
 use millrace_record::{BatchError, BatchHeader, DecodeLimits, split};
@@ -19,7 +19,7 @@ use super::{
 use crate::{
     directory::Led,
     observe::Method,
-    storage::{ReadBatches, StorageError, StoredPartition, UpTo},
+    storage::{Ended, ReadBatches, StorageError, StoredPartition, UpTo},
 };
 
 /// The most bytes that one response carries, whatever the request asks for.
@@ -41,6 +41,7 @@ struct Wanted {
     partition: i32,
     offset: i64,
     max_bytes: usize,
+    up_to: UpTo,
     led: Result<Led, ApiError>,
 }
 
@@ -68,6 +69,7 @@ impl ConsumerService for Consumer {
                 format!("{} is not a value of FetchFormat", request.format),
             )
         })?;
+        let up_to = up_to(request.isolation)?;
         check_partition_count(request.partitions.len())?;
         let max_bytes = match request.max_bytes as usize {
             0 => MAX_FETCH_BYTES,
@@ -76,7 +78,7 @@ impl ConsumerService for Consumer {
         let wanted: Vec<Wanted> = request
             .partitions
             .into_iter()
-            .map(|p| self.resolve(p, max_bytes))
+            .map(|p| self.resolve(p, max_bytes, up_to))
             .collect();
         let deadline =
             Instant::now() + Duration::from_millis(request.max_wait_ms.into()).min(MAX_WAIT);
@@ -100,9 +102,12 @@ impl ConsumerService for Consumer {
                 plain_records(result, wanted.offset, &mut bytes);
             }
         }
-        if found.bytes > 0 {
+        if found.bytes > 0 || found.results.iter().any(|r| r.next_offset.is_some()) {
             found.results.retain(|result| {
-                !result.batches.is_empty() || !result.records.is_empty() || result.error.is_some()
+                !result.batches.is_empty()
+                    || !result.records.is_empty()
+                    || result.next_offset.is_some()
+                    || result.error.is_some()
             });
         }
         let mut response = sliced::response(found.results);
@@ -117,14 +122,15 @@ impl ConsumerService for Consumer {
         request: Request<ListOffsetsRequest>,
     ) -> Result<Response<ListOffsetsResponse>, Status> {
         let _timer = self.broker.metrics.start(Method::ListOffsets);
-        let queries = request.into_inner().queries;
+        let ListOffsetsRequest { queries, isolation } = request.into_inner();
+        let up_to = up_to(isolation)?;
         check_partition_count(queries.len())?;
         let mut results = Vec::with_capacity(queries.len());
         let mut first_error = None;
         let mut failed = 0;
         for query in queries {
             let (topic, partition) = (query.topic.clone(), query.partition);
-            match self.find_offset(query).await {
+            match self.find_offset(query, up_to).await {
                 Ok((offset, timestamp_ms)) => {
                     results.push(OffsetResult {
                         topic,
@@ -156,7 +162,7 @@ impl ConsumerService for Consumer {
 }
 
 impl Consumer {
-    fn resolve(&self, asked: FetchPartition, max_bytes: usize) -> Wanted {
+    fn resolve(&self, asked: FetchPartition, max_bytes: usize, up_to: UpTo) -> Wanted {
         let FetchPartition {
             topic,
             partition,
@@ -174,6 +180,7 @@ impl Consumer {
             partition,
             offset,
             max_bytes,
+            up_to,
             led,
         }
     }
@@ -228,6 +235,7 @@ impl Consumer {
             partition,
             offset,
             max_bytes: own_max,
+            up_to,
             led,
         } in wanted
         {
@@ -246,17 +254,22 @@ impl Consumer {
                 Ok(led) => {
                     result.log_start_offset = led.log.log_start();
                     let at_least_one = found.bytes == 0 && max_bytes > 0;
-                    let read = self.read(&led.log, *offset, room, at_least_one).await;
+                    let read = self
+                        .read(&led.log, *offset, room, at_least_one, *up_to)
+                        .await;
                     result.high_watermark = led.log.high_watermark();
+                    result.last_stable_offset = led.log.stable_end();
                     read
                 }
                 Err(error) => Err(error.clone()),
             };
             match read {
-                Ok(read) => {
+                Ok((read, next_offset)) => {
                     found.bytes += read.bytes;
-                    found.full |= read.more;
+                    // What was left out is news, too.
+                    found.full |= read.more || next_offset.is_some();
                     result.batches = read.batches;
+                    result.next_offset = next_offset;
                 }
                 Err(error) => {
                     found.errors.push(error.clone());
@@ -268,17 +281,41 @@ impl Consumer {
         Ok(found)
     }
 
+    /// Reads batches, without those of aborted transactions if only what is committed is wanted. If any were left out: where to go on.
     async fn read(
         &self,
         log: &StoredPartition,
         offset: i64,
         max_bytes: usize,
         at_least_one: bool,
+        up_to: UpTo,
+    ) -> Result<(ReadBatches, Option<i64>), ApiError> {
+        let read = self
+            .read_all(log, offset, max_bytes, at_least_one, up_to)
+            .await?;
+        if up_to != UpTo::StableEnd || read.batches.is_empty() {
+            return Ok((read, None));
+        }
+        // After the read: it has risen if anything has changed.
+        let aborted = log.aborted_within(offset, log.stable_end());
+        match aborted.is_empty() {
+            true => Ok((read, None)),
+            false => without(read, &aborted).map_err(unreadable),
+        }
+    }
+
+    async fn read_all(
+        &self,
+        log: &StoredPartition,
+        offset: i64,
+        max_bytes: usize,
+        at_least_one: bool,
+        up_to: UpTo,
     ) -> Result<ReadBatches, ApiError> {
         let failed = |error| ApiError::storage(&log.topic, log.index, &error);
         let store = &self.broker.store;
         if let Some(read) = store
-            .read_memory(log, offset, max_bytes, at_least_one, UpTo::HighWatermark)
+            .read_memory(log, offset, max_bytes, at_least_one, up_to)
             .map_err(failed)?
         {
             return Ok(read);
@@ -293,28 +330,22 @@ impl Consumer {
             .await
             .map_err(|_| ApiError::shutting_down())?;
         let (store, reader) = (store.clone(), log.clone());
-        super::blocking(move || {
-            store.read_disk(
-                &reader,
-                offset,
-                max_bytes,
-                at_least_one,
-                UpTo::HighWatermark,
-            )
-        })
-        .await?
-        .map_err(failed)
+        super::blocking(move || store.read_disk(&reader, offset, max_bytes, at_least_one, up_to))
+            .await?
+            .map_err(failed)
     }
 
     async fn find_offset(
         &self,
         query: OffsetQuery,
+        up_to: UpTo,
     ) -> Result<(Option<i64>, Option<i64>), ApiError> {
         let led = self.broker.partition(&query.topic, query.partition)?;
         let log = &led.log;
         let latest = || {
             let unknown = || ApiError::offset_not_available(&query.topic, query.partition);
-            led.latest().ok_or_else(unknown)
+            led.latest().ok_or_else(unknown)?;
+            Ok::<_, ApiError>(up_to.end(log))
         };
         match query.spec {
             None => Err(ApiError::invalid(
@@ -347,35 +378,88 @@ impl Consumer {
 /// Whether any partition has something to say at once: `None` if one of them failed.
 fn available(wanted: &[Wanted]) -> Option<bool> {
     let mut any = false;
-    for Wanted { offset, led, .. } in wanted {
+    for Wanted {
+        offset, led, up_to, ..
+    } in wanted
+    {
         let led = led.as_ref().ok().filter(|led| led.is_led())?;
         let log = &led.log;
         log.check_offset(*offset).ok()?;
-        any |= *offset < log.high_watermark();
+        any |= *offset < up_to.end(log);
     }
     Some(any)
 }
 
-/// Replaces a result's batches by the records in them, from `offset` on.
-fn plain_records(result: &mut FetchResult, offset: i64, bytes: &mut usize) {
-    for batch in std::mem::take(&mut result.batches)
-        .into_iter()
-        .flat_map(split)
-    {
-        if *bytes >= MAX_RECORD_BYTES {
-            break;
+/// How far who asks for this may read.
+fn up_to(isolation: i32) -> Result<UpTo, ApiError> {
+    match IsolationLevel::try_from(isolation) {
+        Ok(IsolationLevel::Unspecified | IsolationLevel::ReadCommitted) => Ok(UpTo::StableEnd),
+        Ok(IsolationLevel::ReadUncommitted) => Ok(UpTo::HighWatermark),
+        Err(_) => Err(ApiError::invalid(
+            "isolation",
+            format!("{isolation} is not a value of IsolationLevel"),
+        )),
+    }
+}
+
+/// The batches without those of aborted transactions, and where to go on if any were left out.
+fn without(read: ReadBatches, aborted: &[Ended]) -> Result<(ReadBatches, Option<i64>), BatchError> {
+    let is_aborted = |header: &BatchHeader| {
+        let covers = |ended: &Ended| {
+            ended.producer_id == header.producer_id
+                && (ended.first_offset..=ended.last_offset).contains(&header.base_offset)
+        };
+        header.attributes.is_transactional() && aborted.iter().any(covers)
+    };
+    let mut kept = ReadBatches {
+        more: read.more,
+        ..ReadBatches::default()
+    };
+    let mut left_out = false;
+    let mut next = None;
+    for batch in read.batches.into_iter().flat_map(split) {
+        let batch = batch?;
+        let header = BatchHeader::parse(&batch)?;
+        next = Some(header.last_offset() + 1);
+        // Their markers go with them.
+        match is_aborted(&header) {
+            true => left_out = true,
+            false => kept.push(batch),
         }
+    }
+    Ok((kept, next.filter(|_| left_out)))
+}
+
+/// Replaces a result's batches by the records in them, from `offset` on. Where to go on is said if some of them were not for people.
+fn plain_records(result: &mut FetchResult, offset: i64, bytes: &mut usize) {
+    let left_out = result.next_offset.take();
+    let batches = std::mem::take(&mut result.batches);
+    for batch in batches.into_iter().flat_map(split) {
+        if *bytes >= MAX_RECORD_BYTES {
+            return;
+        }
+        let before = result.records.len();
         let appended = batch
             .map_err(unreadable)
             .and_then(|batch| append_records(&batch, offset, bytes, &mut result.records));
-        if let Err(error) = appended {
-            // What was readable goes out; the batch that is not is met again, first, by the next fetch.
-            if result.records.is_empty() {
-                result.error = Some(error.into());
+        match appended {
+            Ok(Some(end)) => {
+                result.next_offset = (result.records.len() == before).then_some(end);
             }
-            break;
+            Ok(None) => {
+                result.next_offset = None;
+                return;
+            }
+            // What was readable goes out; the batch that is not is met again, first, by the next fetch.
+            Err(error) => {
+                if result.records.is_empty() {
+                    result.error = Some(error.into());
+                }
+                return;
+            }
         }
     }
+    result.next_offset = left_out.or(result.next_offset);
 }
 
 fn unreadable(error: BatchError) -> ApiError {
@@ -385,18 +469,17 @@ fn unreadable(error: BatchError) -> ApiError {
     )
 }
 
+/// The offset after the batch, if there was room for all of it.
 fn append_records(
     batch: &Bytes,
     offset: i64,
     bytes: &mut usize,
     records: &mut Vec<v1::Record>,
-) -> Result<(), ApiError> {
-    if BatchHeader::parse(batch)
-        .map_err(unreadable)?
-        .attributes
-        .is_control()
-    {
-        return Ok(());
+) -> Result<Option<i64>, ApiError> {
+    let header = BatchHeader::parse(batch).map_err(unreadable)?;
+    let end = header.last_offset() + 1;
+    if header.attributes.is_control() {
+        return Ok(Some(end));
     }
     let limits = DecodeLimits {
         max_decompressed_bytes: MAX_DECODED_BYTES,
@@ -407,7 +490,7 @@ fn append_records(
             continue;
         }
         if *bytes >= MAX_RECORD_BYTES {
-            break;
+            return Ok(None);
         }
         let lengths =
             record.key.as_ref().map_or(0, Bytes::len) + record.value.as_ref().map_or(0, Bytes::len);
@@ -427,5 +510,5 @@ fn append_records(
             offset: record.offset,
         });
     }
-    Ok(())
+    Ok(Some(end))
 }

@@ -13,9 +13,10 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::{
-    groups::{self, GroupError, RoundError},
+    groups::GroupError,
     partition::NotEnoughReplicas,
     storage::{SequenceError, StorageError},
+    transactions::TransactionError,
 };
 
 /// Characters shown of a name that no topic can have.
@@ -152,8 +153,22 @@ impl ApiError {
                     .with("expected_crc", expected)
                     .with("actual_crc", actual)
             }
-            StorageError::Batch(_) | StorageError::Control | StorageError::Stamped => {
+            StorageError::Batch(_)
+            | StorageError::Control
+            | StorageError::NoProducer
+            | StorageError::Stamped
+            | StorageError::Sequence(SequenceError::OutsideTransaction { .. }) => {
                 of(ErrorReason::InvalidBatch)
+            }
+            StorageError::Sequence(SequenceError::TransactionEnded { producer_id, epoch }) => {
+                of(ErrorReason::TransactionAborted)
+                    .with("producer_id", producer_id)
+                    .with("producer_epoch", epoch)
+            }
+            StorageError::Sequence(SequenceError::NotInTransaction { producer_id, epoch }) => {
+                of(ErrorReason::NotInTransaction)
+                    .with("producer_id", producer_id)
+                    .with("producer_epoch", epoch)
             }
             StorageError::Sequence(SequenceError::OutOfOrder {
                 producer_id,
@@ -206,7 +221,8 @@ impl ApiError {
             ErrorReason::UnknownTopic
             | ErrorReason::UnknownPartition
             | ErrorReason::UnknownMember
-            | ErrorReason::UnknownGroup => Code::NotFound,
+            | ErrorReason::UnknownGroup
+            | ErrorReason::UnknownTransactionalId => Code::NotFound,
             ErrorReason::OffsetOutOfRange => Code::OutOfRange,
             ErrorReason::RecordTooLarge
             | ErrorReason::InvalidBatch
@@ -216,14 +232,20 @@ impl ApiError {
             ErrorReason::NotLeader
             | ErrorReason::OutOfOrderSequence
             | ErrorReason::NotOwner
+            | ErrorReason::TransactionCommitted
+            | ErrorReason::NotInTransaction
             | ErrorReason::GroupNotEmpty => Code::FailedPrecondition,
             ErrorReason::DuplicateSequence => Code::AlreadyExists,
-            ErrorReason::FencedProducer | ErrorReason::FencedMember => Code::Aborted,
+            ErrorReason::FencedProducer
+            | ErrorReason::FencedMember
+            | ErrorReason::TransactionAborted => Code::Aborted,
             ErrorReason::DiskFull | ErrorReason::Throttled | ErrorReason::LimitExceeded => {
                 Code::ResourceExhausted
             }
             ErrorReason::ShuttingDown
             | ErrorReason::NotEnoughReplicas
+            | ErrorReason::ConcurrentTransaction
+            | ErrorReason::OffsetsPending
             | ErrorReason::OffsetNotAvailable => Code::Unavailable,
             ErrorReason::TimedOut => Code::DeadlineExceeded,
             ErrorReason::Storage | ErrorReason::Unspecified => Code::Internal,
@@ -276,6 +298,19 @@ impl From<GroupError> for ApiError {
                 let partitions = usize::try_from(partitions).unwrap_or_default();
                 ApiError::unknown_partition(&topic, partition, partitions)
             }
+            GroupError::OffsetsPending {
+                group,
+                topic,
+                partition,
+            } => of(ErrorReason::OffsetsPending)
+                .with("group_id", group)
+                .with("topic", topic)
+                .with("partition", partition),
+            GroupError::TransactionEnded {
+                group, producer_id, ..
+            } => of(ErrorReason::TransactionAborted)
+                .with("group_id", group)
+                .with("producer_id", producer_id),
             GroupError::Limit(limit) => of(ErrorReason::LimitExceeded).with("limit", limit),
             GroupError::Invalid { field, .. } => {
                 of(ErrorReason::InvalidRequest).with("field", field)
@@ -284,12 +319,26 @@ impl From<GroupError> for ApiError {
     }
 }
 
-impl From<RoundError> for ApiError {
-    fn from(error: RoundError) -> Self {
+impl From<TransactionError> for ApiError {
+    fn from(error: TransactionError) -> Self {
+        let message = error.to_string();
+        let of = |reason| ApiError::new(reason, &*message);
+        let about = |reason, id: String| of(reason).with("transactional_id", id);
         match error {
-            RoundError::Group(error) => error.into(),
-            RoundError::NotEnoughReplicas(error) => {
-                ApiError::not_enough_replicas(groups::TOPIC, 0, error)
+            TransactionError::Unknown(id) => about(ErrorReason::UnknownTransactionalId, id),
+            TransactionError::Fenced {
+                id,
+                producer_id,
+                epoch,
+            } => about(ErrorReason::FencedProducer, id)
+                .with("producer_id", producer_id)
+                .with("producer_epoch", epoch),
+            TransactionError::Concurrent(id) => about(ErrorReason::ConcurrentTransaction, id),
+            TransactionError::Aborted(id) => about(ErrorReason::TransactionAborted, id),
+            TransactionError::Committed(id) => about(ErrorReason::TransactionCommitted, id),
+            TransactionError::Limit(limit) => of(ErrorReason::LimitExceeded).with("limit", limit),
+            TransactionError::Invalid { field, .. } => {
+                of(ErrorReason::InvalidRequest).with("field", field)
             }
         }
     }

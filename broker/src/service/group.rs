@@ -5,27 +5,23 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use futures::Stream;
 use millrace_proto::v1::{
     CommitOffsetsRequest, CommitOffsetsResponse, DeleteGroupRequest, DeleteGroupResponse,
-    DescribeGroupRequest, DescribeGroupResponse, ErrorReason, FetchOffsetsRequest,
-    FetchOffsetsResponse, JoinRequest, JoinResponse, ListGroupsRequest, ListGroupsResponse,
-    MemberHello, group_service_server::GroupService, join_request::Message,
+    DescribeGroupRequest, DescribeGroupResponse, FetchOffsetsRequest, FetchOffsetsResponse,
+    JoinRequest, JoinResponse, ListGroupsRequest, ListGroupsResponse, MemberHello,
+    group_service_server::GroupService, join_request::Message,
 };
-use tokio::{
-    sync::{mpsc, oneshot},
-    time::MissedTickBehavior,
-};
+use tokio::{sync::mpsc, time::MissedTickBehavior};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Broker, error::ApiError};
 use crate::{
-    groups::{self, Joined, NotCoordinator, RoundError, Said},
+    groups::{self, GroupError, Joined, Said},
     observe::Method,
+    shards::Reply,
 };
 
 /// How long a stream may take to say who joins.
 const HELLO: Duration = Duration::from_secs(10);
-/// How long a round may take, most of which is waiting for replicas.
-const ROUND: Duration = Duration::from_secs(30);
 
 /// The group service.
 pub(super) struct Group {
@@ -38,40 +34,12 @@ impl Group {
     async fn ask<T>(
         &self,
         group: &str,
-        request: impl FnOnce(oneshot::Sender<Result<T, RoundError>>) -> groups::Request,
+        request: impl FnOnce(Reply<T, GroupError>) -> groups::Request,
     ) -> Result<T, ApiError> {
-        if self.broker.is_stopping() {
-            return Err(ApiError::shutting_down());
-        }
-        let asked = self.broker.groups.ask(group, request);
-        match tokio::time::timeout(ROUND, asked).await {
-            Ok(Ok(Ok(answer))) => Ok(answer),
-            Ok(Ok(Err(error))) => Err(error.into()),
-            Ok(Err(not_here)) => Err(self.not_coordinator(not_here)),
-            Err(_) => {
-                let message = format!(
-                    "group {group}: not on all replicas in sync within {ROUND:?}; it may still be"
-                );
-                Err(ApiError::new(ErrorReason::TimedOut, message))
-            }
-        }
-    }
-
-    fn not_coordinator(&self, NotCoordinator { partition }: NotCoordinator) -> ApiError {
-        let topic = self.broker.directory.topic(groups::TOPIC);
-        let partition = partition.unwrap_or_default();
-        let known = topic.as_ref().and_then(|topic| {
-            let index = usize::try_from(partition).ok()?;
-            topic.partitions.get(index)
-        });
-        match known {
-            Some(known) => self.broker.not_leader(groups::TOPIC, partition, known),
-            None => ApiError::new(
-                ErrorReason::NotLeader,
-                "the internal topic of consumer groups has not been made yet; try again in a moment",
-            )
-            .with("topic", groups::TOPIC),
-        }
+        let shards = &self.broker.groups;
+        self.broker
+            .ask_shard(shards, ("group", group), request)
+            .await
     }
 
     /// Carries a member's stream until one of both sides ends it.
@@ -214,7 +182,9 @@ impl GroupService for Group {
         _request: Request<ListGroupsRequest>,
     ) -> Result<Response<ListGroupsResponse>, Status> {
         let _timer = self.broker.metrics.start(Method::ListGroups);
-        let groups = self.broker.groups.list().await;
+        let lists = self.broker.groups.ask_all(groups::Request::List);
+        let mut groups = lists.await.concat();
+        groups.sort_by(|a, b| a.group_id.cmp(&b.group_id));
         Ok(Response::new(ListGroupsResponse { groups }))
     }
 

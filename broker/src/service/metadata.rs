@@ -137,6 +137,9 @@ fn describe(topic: &Topic) -> TopicMetadata {
             log_start_offset: led.as_ref().map(|led| led.log.log_start()),
             high_watermark: led.as_ref().and_then(Led::latest),
             size_bytes: led.as_ref().map(|led| led.log.size_bytes()),
+            last_stable_offset: led
+                .as_ref()
+                .and_then(|led| Some(led.latest()?.min(led.log.stable_end()))),
         }
     });
     TopicMetadata {

@@ -7,17 +7,23 @@ mod group;
 mod memory;
 mod messages;
 mod metadata;
+mod participant;
 mod producer;
 mod replication;
+mod shard;
 mod sliced;
+mod transaction;
 
 use std::{io, sync::Arc, time::Duration};
 
+use millrace_crds::is_internal_topic;
 use millrace_proto::v1::{
     ErrorReason, consumer_service_server::ConsumerServiceServer,
     group_service_server::GroupServiceServer, metadata_service_server::MetadataServiceServer,
+    participant_service_server::ParticipantServiceServer,
     producer_service_server::ProducerServiceServer,
     replication_service_server::ReplicationServiceServer,
+    transaction_service_server::TransactionServiceServer,
 };
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -31,10 +37,11 @@ use self::{
 use crate::{
     config::ServiceOptions,
     directory::{ClusterView, Directory, Led, Partition},
-    groups::Groups,
+    groups::{self, Groups},
     observe::Metrics,
     partition::{Hosting, Peers},
     storage::{StorageError, Store},
+    transactions::{self, Transactions},
 };
 
 /// Entries of one request at most.
@@ -53,6 +60,7 @@ pub struct Broker {
     response_memory: ResponseBudget,
     disk_reads: Semaphore,
     groups: Arc<Groups>,
+    transactions: Arc<Transactions>,
     stop: CancellationToken,
 }
 
@@ -71,8 +79,16 @@ impl Broker {
             hosting,
             peers,
         } = cluster;
+        let groups = groups::coordinate(store.clone(), directory.clone(), stop.clone());
+        metrics.watch_groups(&groups);
         Arc::new(Broker {
-            groups: Groups::new(store.clone(), directory.clone(), stop.clone()),
+            groups,
+            transactions: transactions::coordinate(
+                store.clone(),
+                directory.clone(),
+                producer::new_producer_id,
+                stop.clone(),
+            ),
             store,
             directory,
             hosting,
@@ -99,6 +115,21 @@ impl Broker {
         match known.led() {
             Some(led) => Ok(led),
             None => Err(self.not_leader(topic, partition, known)),
+        }
+    }
+
+    /// An error unless there is such a partition, and clients may write to it.
+    fn check_writable(&self, topic: &str, partition: i32) -> Result<(), ApiError> {
+        if is_internal_topic(topic) {
+            let message = format!("{topic} is an internal topic: only brokers write to it");
+            return Err(ApiError::invalid("topic", message));
+        }
+        let found = self.directory.topic(topic);
+        let found = found.ok_or_else(|| ApiError::unknown_topic(topic))?;
+        let count = found.partitions.len();
+        match usize::try_from(partition).is_ok_and(|index| index < count) {
+            true => Ok(()),
+            false => Err(ApiError::unknown_partition(topic, partition, count)),
         }
     }
 
@@ -153,6 +184,9 @@ pub async fn serve(
     health
         .set_serving::<GroupServiceServer<group::Group>>()
         .await;
+    health
+        .set_serving::<TransactionServiceServer<transaction::Transaction>>()
+        .await;
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(millrace_proto::DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -169,6 +203,12 @@ pub async fn serve(
         broker: broker.clone(),
     };
     let group = group::Group {
+        broker: broker.clone(),
+    };
+    let transaction = transaction::Transaction {
+        broker: broker.clone(),
+    };
+    let participant = participant::Participant {
         broker: broker.clone(),
     };
     let replication = replication::Replication {
@@ -195,6 +235,8 @@ pub async fn serve(
         .add_service(ConsumerServiceServer::new(consumer).max_decoding_message_size(max))
         .add_service(MetadataServiceServer::new(metadata))
         .add_service(GroupServiceServer::new(group).max_decoding_message_size(max))
+        .add_service(TransactionServiceServer::new(transaction).max_decoding_message_size(max))
+        .add_service(ParticipantServiceServer::new(participant).max_decoding_message_size(max))
         .add_service(ReplicationServiceServer::new(replication))
         .serve_with_incoming_shutdown(
             connection::accept(listener, options.max_connections, broker.metrics.clone()),

@@ -4,7 +4,6 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt, stream::FuturesUnordered};
-use millrace_crds::is_internal_topic;
 use millrace_proto::v1::{
     self, Acks, ErrorReason, InitProducerRequest, InitProducerResponse, PartitionRecords,
     ProduceRequest, ProduceResponse, ProduceResult, ProduceStreamRequest, ProduceStreamResponse,
@@ -133,10 +132,7 @@ impl Producer {
         mut batches: Vec<Bytes>,
         records: Vec<v1::Record>,
     ) -> Result<(Led, PartitionAppend), ApiError> {
-        if is_internal_topic(topic) {
-            let message = format!("{topic} is an internal topic: only brokers write to it");
-            return Err(ApiError::invalid("topic", message));
-        }
+        self.broker.check_writable(topic, partition)?;
         let led = self.broker.partition(topic, partition)?;
         if let (true, Some(replica)) = (all, &led.replica) {
             let too_few = |error| ApiError::not_enough_replicas(topic, partition, error);
@@ -390,7 +386,7 @@ impl ProducerService for Producer {
 
 /// One that no producer has had, whichever broker gave it out: 63 random bits need no one to be asked. Among a million producers that wrote to
 /// one partition within a week the chance that two have the same is less than one in ten million.
-fn new_producer_id() -> i64 {
+pub(super) fn new_producer_id() -> i64 {
     let (high, low) = uuid::Uuid::new_v4().as_u64_pair();
     // A UUID's few fixed bits are at different places of its halves.
     ((high ^ low.rotate_left(32)) >> 1).cast_signed()

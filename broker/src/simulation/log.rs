@@ -126,7 +126,7 @@ impl SimLog {
         }
         let header = batch.header();
         self.producers
-            .appended(&header, batch.base, 0, &mut Vec::new());
+            .appended(&header, None, batch.base, 0, &mut Vec::new());
     }
 
     /// The batches that end after `from` and before or at `to`.
@@ -173,7 +173,7 @@ impl SimLog {
         let kept = self.batches.partition_point(|batch| batch.end() <= offset);
         self.batches.truncate(kept);
         let end = self.batches.last().map_or(self.log_start, Batch::end);
-        self.producers.truncate(end);
+        self.producers.truncate(end, &[]);
         self.epochs.truncate(end);
         self.log_end = end;
         self.durable_end = end;
@@ -236,7 +236,7 @@ impl SimLog {
             let read = self.producers.load(*id, value);
             read.ok_or("a stored producer is damaged")?;
         }
-        self.producers.truncate(self.log_end);
+        self.producers.truncate(self.log_end, &[]);
         let replayed: Vec<Batch> = self.batches(stored.end, i64::MAX).to_vec();
         for batch in &replayed {
             self.epochs.note(batch.epoch, batch.base);

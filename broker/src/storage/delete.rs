@@ -150,6 +150,7 @@ fn clear_some(
         })?;
         batch.delete(keys::log_start(id));
         batch.delete(keys::epochs(id));
+        batch.delete(keys::ended(id));
         batch.delete(keys::high_watermark(id));
         batch.delete(keys::deleted(id));
         done.insert(id);

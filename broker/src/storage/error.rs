@@ -84,6 +84,9 @@ pub enum StorageError {
     /// A producer sent a control batch.
     #[error("control batches are written by brokers only; clear the control bit")]
     Control,
+    /// A producer sent a transactional batch without a producer id.
+    #[error("a transactional batch needs the producer id and epoch of its transaction")]
+    NoProducer,
     /// A producer sent a batch that claims the broker's timestamps.
     #[error(
         "only brokers stamp records on append; clear the timestamp type bit, and ask for it with the topic's timestampType: LogAppendTime"

@@ -27,6 +27,8 @@ pub(super) const LOG_START: u8 = b'O';
 pub(super) const PRODUCER: u8 = b'I';
 /// `meta`, prefix: epoch caches. Since format 3.
 pub(super) const EPOCHS: u8 = b'E';
+/// `meta`, prefix: transactions that have ended. Since format 3.
+pub(super) const ENDED: u8 = b'A';
 /// `meta`, prefix: high watermarks as they were known. Since format 3.
 pub(super) const HIGH_WATERMARK: u8 = b'H';
 /// `meta`, prefix: runs.
@@ -130,6 +132,11 @@ pub(super) fn epochs(partition: PartitionId) -> [u8; 5] {
     prefixed(EPOCHS, partition.0)
 }
 
+/// `meta`: the transactions that have ended in a partition, up to the end of its sealed runs. Since format 3.
+pub(super) fn ended(partition: PartitionId) -> [u8; 5] {
+    prefixed(ENDED, partition.0)
+}
+
 /// `meta`: how far a partition was committed when that was last noted. Since format 3.
 pub(super) fn high_watermark(partition: PartitionId) -> [u8; 5] {
     prefixed(HIGH_WATERMARK, partition.0)
@@ -213,6 +220,7 @@ mod tests {
         assert_eq!(parse_partition(&expected[..20]), None);
         assert_eq!(deleted(PartitionId(2)), [b'D', 0, 0, 0, 2]);
         assert_eq!(epochs(PartitionId(2)), [b'E', 0, 0, 0, 2]);
+        assert_eq!(ended(PartitionId(2)), [b'A', 0, 0, 0, 2]);
         assert_eq!(high_watermark(PartitionId(2)), [b'H', 0, 0, 0, 2]);
         assert_eq!(parse_deleted(&[b'D', 0, 0, 0, 2]), Some(PartitionId(2)));
         assert_eq!(after_prefix(&[1, 255]), Some(vec![2]));

@@ -18,8 +18,11 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use super::{
-    EpochCache, EpochEnd, PartitionId, ReadBatches, StorageError, descriptors::StoredTimestampType,
-    leadership::Leadership, run::Run,
+    EpochCache, EpochEnd, PartitionId, ReadBatches, StorageError,
+    descriptors::StoredTimestampType,
+    leadership::Leadership,
+    run::Run,
+    transactions::{Ended, EndedTransactions},
 };
 
 /// Told of what becomes of a partition that is replicated: when its records are committed is for it to say
@@ -83,6 +86,9 @@ pub struct PartitionLog {
     released: AtomicI64,
     leadership: Leadership,
     epochs: Mutex<EpochCache>,
+    /// The first offset of the oldest open transaction; `i64::MAX` if there is none.
+    first_open: AtomicI64,
+    ended: Mutex<EndedTransactions>,
     listener: OnceLock<Listener>,
     /// Bytes ever appended, and bytes ever removed from the front.
     appended_bytes: AtomicU64,
@@ -155,6 +161,8 @@ impl PartitionLog {
             released: AtomicI64::new(bounds.log_start),
             leadership: Leadership::new(leader_epoch),
             epochs: Mutex::default(),
+            first_open: AtomicI64::new(i64::MAX),
+            ended: Mutex::default(),
             listener: OnceLock::new(),
             removed_bytes: AtomicU64::new(bounds.removed_bytes),
             appended_bytes: AtomicU64::new(bounds.appended_bytes),
@@ -186,6 +194,42 @@ impl PartitionLog {
     /// The first offset that consumers can't read yet.
     pub fn high_watermark(&self) -> i64 {
         self.high_watermark.load(Ordering::Acquire)
+    }
+
+    /// The last stable offset: the first one whose record is not committed yet, or belongs to a transaction that is open.
+    pub fn stable_end(&self) -> i64 {
+        // In this order: what is below the high watermark was taken note of before.
+        let high_watermark = self.high_watermark();
+        high_watermark.min(self.first_open.load(Ordering::Acquire))
+    }
+
+    /// The transactions that were aborted and have records from `offset` up to `end`, which was the last stable offset or is below.
+    pub(crate) fn aborted_within(&self, offset: i64, end: i64) -> Vec<Ended> {
+        self.ended.lock().aborted_within(offset, end)
+    }
+
+    pub(super) fn ended(&self) -> EndedTransactions {
+        self.ended.lock().clone()
+    }
+
+    /// What is to be stored of them now.
+    pub(super) fn settled_ended(&self) -> Vec<u8> {
+        let mut ended = self.ended.lock();
+        ended.settle(self.high_watermark());
+        ended.encode()
+    }
+
+    /// Makes known which transactions have ended, and where the oldest open one begins.
+    pub(super) fn set_transactions(
+        &self,
+        ended: impl IntoIterator<Item = Ended>,
+        first_open: Option<i64>,
+    ) {
+        let mut known = self.ended.lock();
+        ended.into_iter().for_each(|ended| known.push(ended));
+        // Under the lock: who sees that a transaction is over finds it among those that have ended.
+        self.first_open
+            .store(first_open.unwrap_or(i64::MAX), Ordering::Release);
     }
 
     /// Up to here all is as durable as configured.
@@ -373,6 +417,7 @@ impl PartitionLog {
         (log_end, appended_bytes): (i64, u64),
         active: Option<Run>,
         mut epochs: EpochCache,
+        (mut ended, first_open): (EndedTransactions, Option<i64>),
         high_watermark: Option<i64>,
     ) {
         self.view.lock().active = active;
@@ -385,6 +430,9 @@ impl PartitionLog {
         epochs.truncate(log_end);
         epochs.advance(self.log_start());
         *self.epochs.lock() = epochs;
+        ended.advance(self.log_start());
+        *self.ended.lock() = ended;
+        self.set_transactions([], first_open);
     }
 
     fn listener(&self) -> Option<Arc<dyn LogListener>> {
@@ -447,6 +495,7 @@ impl PartitionLog {
     pub(super) fn advance_log_start(&self, offset: i64, removed_bytes: u64) {
         self.log_start.fetch_max(offset, Ordering::AcqRel);
         self.epochs.lock().advance(offset);
+        self.ended.lock().advance(offset);
         self.removed_bytes
             .fetch_max(removed_bytes, Ordering::AcqRel);
     }
@@ -455,6 +504,8 @@ impl PartitionLog {
     pub(super) fn begin_at(&self, offset: i64) {
         self.log_start.store(offset, Ordering::Release);
         *self.epochs.lock() = EpochCache::default();
+        *self.ended.lock() = EndedTransactions::default();
+        self.first_open.store(i64::MAX, Ordering::Release);
         self.removed_bytes.store(
             self.appended_bytes.load(Ordering::Acquire),
             Ordering::Release,
@@ -464,8 +515,15 @@ impl PartitionLog {
         self.high_watermark.store(offset, Ordering::Release);
     }
 
-    /// Takes everything from `offset` on out of sight. The tail goes whole; it fills again with new appends.
-    pub(super) fn truncate(&self, offset: i64, active: Option<Run>, appended_bytes: u64) {
+    /// Takes everything from `offset` on out of sight. The tail goes whole; it fills again with new appends. Of the transactions that are
+    /// open then, the oldest begins at `first_open`.
+    pub(super) fn truncate(
+        &self,
+        offset: i64,
+        active: Option<Run>,
+        appended_bytes: u64,
+        first_open: Option<i64>,
+    ) {
         let mut view = self.view.lock();
         view.tail.clear();
         view.active = active;
@@ -476,6 +534,8 @@ impl PartitionLog {
         drop(epochs);
         self.durable_end.fetch_min(offset, Ordering::AcqRel);
         self.high_watermark.fetch_min(offset, Ordering::AcqRel);
+        self.ended.lock().truncate(offset);
+        self.set_transactions([], first_open);
         self.appended_bytes.store(appended_bytes, Ordering::Release);
     }
 }

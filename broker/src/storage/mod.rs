@@ -49,6 +49,7 @@ mod syncer;
 #[cfg(test)]
 mod tests;
 mod topics;
+mod transactions;
 mod writer;
 
 pub use descriptors::BrokerIdentity;
@@ -64,6 +65,9 @@ pub use read::{ReadBatches, UpTo};
 pub use recovery::RecoveryReport;
 pub use store::Store;
 pub use topics::{StoredPartition, StoredTopic};
+pub(crate) use transactions::Ended;
+#[cfg(test)]
+pub(crate) use transactions::EndedTransactions;
 pub use writer::{Append, Appended, PartitionAppend};
 
 /// A partition's number in this store: given once, never reused.

@@ -3,14 +3,21 @@
 //! The rules are Kafka's (KIP-98): a producer's batches carry (producer id, epoch, base sequence); the next batch must
 //! begin where the last one ended; one of the last five batches sent again is answered with its original offset. Stricter than
 //! Kafka in one case: an unknown producer must begin at sequence 0, so that a batch overtaken by its successor is noticed.
+//!
+//! And transactions: which are open here, and since where. Each has an epoch of its own (KIP-890): the marker that ends it fences its
+//! epoch, so that what is still on its way can't become part of the next one, and a marker that comes twice changes nothing. A transaction
+//! may write here only once its coordinator has [announced](Producers::announce) it, having noted before that its end is to be told here:
+//! so none stays open for ever.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 
-use millrace_record::BatchHeader;
+use millrace_record::{BatchHeader, EndMarker};
+
+use super::transactions::Ended;
 
 /// How many batches of a producer are remembered: as many as a client may have in flight.
 const REMEMBERED: usize = 5;
-/// Producers remembered for one partition; beyond that the one that was idle longest is forgotten.
+/// Producers remembered for one partition; beyond that the one that was idle longest is forgotten. As many transactions may be announced.
 const MAX_PRODUCERS: usize = 20_000;
 
 /// Why a batch's sequence is refused.
@@ -48,6 +55,34 @@ pub enum SequenceError {
         /// The epoch that has written.
         current: i16,
     },
+    /// The transaction has ended.
+    #[error(
+        "the transaction of producer {producer_id} with epoch {epoch} has ended: nothing can be added to it"
+    )]
+    TransactionEnded {
+        /// Whose batch.
+        producer_id: i64,
+        /// Its epoch.
+        epoch: i16,
+    },
+    /// This broker has not been told of the transaction.
+    #[error(
+        "producer {producer_id} has no transaction here with epoch {epoch}; add the partition to the transaction, and send again"
+    )]
+    NotInTransaction {
+        /// Whose batch.
+        producer_id: i64,
+        /// Its epoch.
+        epoch: i16,
+    },
+    /// The producer has a transaction here, and the batch is not of it.
+    #[error(
+        "producer {producer_id} has an open transaction here; what it sends meanwhile must be part of it"
+    )]
+    OutsideTransaction {
+        /// Whose batch.
+        producer_id: i64,
+    },
 }
 
 /// What to do with a batch.
@@ -76,20 +111,72 @@ pub(crate) struct Producer {
     batches: VecDeque<Remembered>,
     /// The sequence that comes next if all of them were truncated: that of the first one that was.
     expected: Option<i32>,
+    /// Where its open transaction begins.
+    open: Option<i64>,
+    /// The transaction of this epoch has ended.
+    ended: bool,
 }
 
 /// The producers of one partition.
 #[derive(Debug, Default)]
 pub(crate) struct Producers {
     producers: HashMap<i64, Producer>,
+    /// Where open transactions begin, and whose they are.
+    open: BTreeSet<(i64, i64)>,
+    /// The epochs of transactions that may write here. Not kept: who is refused for it has the next leader told.
+    announced: HashMap<i64, i16>,
 }
 
 impl Producers {
+    /// The first offset of the oldest open transaction.
+    pub(crate) fn first_open(&self) -> Option<i64> {
+        self.open.first().map(|(offset, _)| *offset)
+    }
+
+    /// The transaction's coordinator lets it write here. An error if it has ended here already.
+    pub(crate) fn announce(&mut self, producer_id: i64, epoch: i16) -> Result<(), SequenceError> {
+        if let Some(producer) = self.producers.get(&producer_id) {
+            producer.check_epoch(producer_id, epoch)?;
+        }
+        if self.announced.len() >= MAX_PRODUCERS {
+            self.announced.clear();
+        }
+        self.announced.insert(producer_id, epoch);
+        Ok(())
+    }
+
+    /// Whether the marker that ends this transaction is here already.
+    pub(crate) fn has_ended(&self, producer_id: i64, epoch: i16) -> bool {
+        let known = self.producers.get(&producer_id);
+        known.is_some_and(|p| p.epoch > epoch || p.epoch == epoch && p.ended)
+    }
+
     /// Checks a batch before it is appended.
     pub(crate) fn check(&self, header: &BatchHeader) -> Result<Verdict, SequenceError> {
         if header.producer_id < 0 || header.attributes.is_control() {
             return Ok(Verdict::Append);
         }
+        let verdict = self.check_sequence(header)?;
+        if verdict == Verdict::Append {
+            self.check_transaction(header)?;
+        }
+        Ok(verdict)
+    }
+
+    fn check_transaction(&self, header: &BatchHeader) -> Result<(), SequenceError> {
+        let (producer_id, epoch) = (header.producer_id, header.producer_epoch);
+        let known = self.producers.get(&producer_id);
+        let open = known.filter(|producer| producer.open.is_some());
+        match (header.attributes.is_transactional(), open) {
+            (true, Some(open)) if open.epoch == epoch => Ok(()),
+            (true, None) if self.announced.get(&producer_id) == Some(&epoch) => Ok(()),
+            (true, _) => Err(SequenceError::NotInTransaction { producer_id, epoch }),
+            (false, Some(_)) => Err(SequenceError::OutsideTransaction { producer_id }),
+            (false, None) => Ok(()),
+        }
+    }
+
+    fn check_sequence(&self, header: &BatchHeader) -> Result<Verdict, SequenceError> {
         let (producer_id, sequence) = (header.producer_id, header.base_sequence);
         let out_of_order = |expected| SequenceError::OutOfOrder {
             producer_id,
@@ -103,13 +190,7 @@ impl Producers {
                 Err(out_of_order(0))
             };
         };
-        if header.producer_epoch < producer.epoch {
-            return Err(SequenceError::Fenced {
-                producer_id,
-                epoch: header.producer_epoch,
-                current: producer.epoch,
-            });
-        }
+        producer.check_epoch(producer_id, header.producer_epoch)?;
         if header.producer_epoch > producer.epoch {
             return if sequence == 0 {
                 Ok(Verdict::Append)
@@ -145,17 +226,18 @@ impl Producers {
         }
     }
 
-    /// Takes note of an appended batch. Adds the producers that it changes to `before`, with what was known of them, for
-    /// [`Self::restore`]: its own, and whoever had to make room.
+    /// Takes note of an appended batch: of what it marks, too, if it is a control batch. Adds the producers that it changes to `before`,
+    /// with what was known of them, for [`Self::restore`]: its own, and whoever had to make room. Returns the transaction that it ends.
     pub(crate) fn appended(
         &mut self,
         header: &BatchHeader,
+        marker: Option<EndMarker>,
         base_offset: i64,
         now_ms: i64,
         before: &mut Vec<(i64, Option<Producer>)>,
-    ) {
+    ) -> Option<Ended> {
         if header.producer_id < 0 {
-            return;
+            return None;
         }
         if !self.producers.contains_key(&header.producer_id) {
             // Several have to go if a store holds more than there may be.
@@ -175,15 +257,36 @@ impl Producers {
                 last_written_ms: now_ms,
                 batches: VecDeque::with_capacity(REMEMBERED),
                 expected: None,
+                open: None,
+                ended: false,
             });
         if header.producer_epoch != producer.epoch {
             producer.epoch = header.producer_epoch;
             producer.batches.clear();
             producer.expected = None;
+            producer.ended = false;
         }
         producer.last_written_ms = now_ms;
         if header.attributes.is_control() {
-            return;
+            let marker = marker?;
+            producer.ended = true;
+            let first_offset = producer.open.take();
+            self.announced.remove(&header.producer_id);
+            let first_offset = first_offset?;
+            self.open.remove(&(first_offset, header.producer_id));
+            let last_offset = base_offset + i64::from(header.last_offset_delta);
+            return Some(Ended {
+                producer_id: header.producer_id,
+                epoch: header.producer_epoch,
+                aborted: marker == EndMarker::Abort,
+                first_offset,
+                last_offset,
+                stable_end: self.first_open().unwrap_or(last_offset + 1),
+            });
+        }
+        if header.attributes.is_transactional() && producer.open.is_none() {
+            producer.open = Some(base_offset);
+            self.open.insert((base_offset, header.producer_id));
         }
         // A batch that is replayed may be remembered already, since truncation stores what is known in the middle of a generation.
         producer.batches.retain(|b| b.last_offset < base_offset);
@@ -196,46 +299,81 @@ impl Producers {
             base_offset,
             last_offset: base_offset + i64::from(header.last_offset_delta),
         });
+        None
     }
 
+    /// But for those with an open transaction, which must not be forgotten.
     fn idlest(&self) -> Option<i64> {
-        let idlest = self.producers.iter().min_by_key(|(_, p)| p.last_written_ms);
+        let idle = self.producers.iter().filter(|(_, p)| p.open.is_none());
+        let idlest = idle.min_by_key(|(_, p)| p.last_written_ms);
         idlest.map(|(id, _)| *id)
     }
 
     /// Undoes [`Self::appended`], for what it added to `before`, the last first.
     pub(crate) fn restore(&mut self, producer_id: i64, before: Option<Producer>) {
-        match before {
+        let opened = before.as_ref().and_then(|producer| producer.open);
+        let now = match before {
             Some(producer) => self.producers.insert(producer_id, producer),
             None => self.producers.remove(&producer_id),
         };
+        if let Some(first) = now.and_then(|producer| producer.open) {
+            self.open.remove(&(first, producer_id));
+        }
+        self.open.extend(opened.map(|first| (first, producer_id)));
     }
 
-    /// Forgets the batches at and after `offset`. Returns the producers that changed, with what was known of them, for
-    /// [`Self::restore`].
-    pub(crate) fn truncate(&mut self, offset: i64) -> Vec<(i64, Option<Producer>)> {
+    /// Forgets the batches at and after `offset`, among them the markers of `reopened` transactions, the last first. Returns the producers
+    /// that changed, with what was known of them, for [`Self::restore`], the last first.
+    pub(crate) fn truncate(
+        &mut self,
+        offset: i64,
+        reopened: &[Ended],
+    ) -> Vec<(i64, Option<Producer>)> {
         let mut changed = Vec::new();
         for (id, producer) in &mut self.producers {
-            if producer
-                .batches
-                .iter()
-                .any(|batch| batch.last_offset >= offset)
+            let opened = producer.open.is_some_and(|first| first >= offset);
+            if opened
+                || producer
+                    .batches
+                    .iter()
+                    .any(|batch| batch.last_offset >= offset)
             {
                 changed.push((*id, Some(producer.clone())));
                 let mut cut = producer.batches.iter().filter(|b| b.last_offset >= offset);
-                producer.expected = cut.next().map(|first| first.base_sequence);
+                let first = cut.next().map(|first| first.base_sequence);
+                producer.expected = first.or(producer.expected);
                 producer.batches.retain(|batch| batch.last_offset < offset);
+                if let Some(first) = producer.open.take_if(|first| *first >= offset) {
+                    self.open.remove(&(first, *id));
+                }
             }
         }
+        for ended in reopened {
+            let Some(producer) = self.producers.get_mut(&ended.producer_id) else {
+                continue;
+            };
+            changed.push((ended.producer_id, Some(producer.clone())));
+            if producer.epoch != ended.epoch {
+                producer.epoch = ended.epoch;
+                producer.batches.clear();
+                producer.expected = None;
+            }
+            producer.ended = false;
+            if ended.first_offset < offset {
+                producer.open = Some(ended.first_offset);
+                self.open.insert((ended.first_offset, ended.producer_id));
+            }
+        }
+        changed.reverse();
         changed
     }
 
-    /// Forgets producers that last wrote before `deadline_ms`. Returns their ids.
+    /// Forgets producers that last wrote before `deadline_ms` and have no open transaction. Returns their ids.
     pub(crate) fn expire(&mut self, deadline_ms: i64) -> Vec<i64> {
         let expired: Vec<i64> = self
             .producers
             .iter()
-            .filter(|(_, p)| p.last_written_ms < deadline_ms)
+            .filter(|(_, p)| p.last_written_ms < deadline_ms && p.open.is_none())
             .map(|(id, _)| *id)
             .collect();
         for id in &expired {
@@ -251,19 +389,38 @@ impl Producers {
 
     /// Takes in the stored form of one producer. `None` if the value is damaged.
     pub(crate) fn load(&mut self, producer_id: i64, value: &[u8]) -> Option<()> {
-        self.producers.insert(producer_id, Producer::decode(value)?);
+        self.restore(producer_id, Some(Producer::decode(value)?));
         Some(())
     }
 }
 
 impl Producer {
-    /// format u8 = 2, epoch i16, last written i64, expected sequence i32 (-1: none), then for each batch: base sequence i32, last
-    /// sequence i32, base offset i64, last offset i64; big-endian. Since format 3.
+    /// An error if the epoch is older than what was seen, or its transaction has ended.
+    fn check_epoch(&self, producer_id: i64, epoch: i16) -> Result<(), SequenceError> {
+        if epoch < self.epoch {
+            let current = self.epoch;
+            return Err(SequenceError::Fenced {
+                producer_id,
+                epoch,
+                current,
+            });
+        }
+        if epoch == self.epoch && self.ended {
+            return Err(SequenceError::TransactionEnded { producer_id, epoch });
+        }
+        Ok(())
+    }
+
+    /// format u8 = 3, epoch i16, last written i64, expected sequence i32 (-1: none), open transaction's first offset i64 (-1: none), ended u8,
+    /// then for each batch: base sequence i32, last sequence i32, base offset i64, last offset i64; big-endian. Since format 3. Format 2 has
+    /// nothing of transactions.
     fn encode(&self) -> Vec<u8> {
-        let mut value = vec![2];
+        let mut value = vec![3];
         value.extend_from_slice(&self.epoch.to_be_bytes());
         value.extend_from_slice(&self.last_written_ms.to_be_bytes());
         value.extend_from_slice(&self.expected.unwrap_or(-1).to_be_bytes());
+        value.extend_from_slice(&self.open.unwrap_or(-1).to_be_bytes());
+        value.push(self.ended.into());
         for batch in &self.batches {
             value.extend_from_slice(&batch.base_sequence.to_be_bytes());
             value.extend_from_slice(&batch.last_sequence.to_be_bytes());
@@ -274,13 +431,20 @@ impl Producer {
     }
 
     fn decode(value: &[u8]) -> Option<Producer> {
-        let (2, rest) = value.split_first()? else {
-            return None;
-        };
+        let (&format, rest) = value.split_first()?;
         let (epoch, rest) = rest.split_first_chunk::<2>()?;
         let (last_written, rest) = rest.split_first_chunk::<8>()?;
         let (expected, rest) = rest.split_first_chunk::<4>()?;
         let expected = i32::from_be_bytes(*expected);
+        let (open, ended, rest) = match format {
+            2 => (-1, 0, rest),
+            3 => {
+                let (open, rest) = rest.split_first_chunk::<8>()?;
+                let (ended, rest) = rest.split_first()?;
+                (i64::from_be_bytes(*open), *ended, rest)
+            }
+            _ => return None,
+        };
         let (batches, []) = rest.as_chunks::<24>() else {
             return None;
         };
@@ -297,6 +461,8 @@ impl Producer {
             last_written_ms: i64::from_be_bytes(*last_written),
             batches: batches.iter().map(batch).collect::<Option<_>>()?,
             expected: (expected >= 0).then_some(expected),
+            open: (open >= 0).then_some(open),
+            ended: ended != 0,
         })
     }
 }
@@ -334,7 +500,7 @@ mod tests {
         for &(epoch, sequence, records) in batches {
             let header = header(1, epoch, sequence, records);
             assert_eq!(producers.check(&header), Ok(Verdict::Append));
-            producers.appended(&header, offset, 0, &mut Vec::new());
+            producers.appended(&header, None, offset, 0, &mut Vec::new());
             offset += records as i64;
         }
         producers
@@ -400,7 +566,7 @@ mod tests {
     fn sequences_wrap() {
         let mut producers = Producers::default();
         let header_at_the_end = header(1, 0, i32::MAX - 1, 2);
-        producers.appended(&header_at_the_end, 0, 0, &mut Vec::new());
+        producers.appended(&header_at_the_end, None, 0, 0, &mut Vec::new());
         assert_eq!(producers.check(&header(1, 0, 0, 1)), Ok(Verdict::Append));
     }
 
@@ -418,9 +584,9 @@ mod tests {
     fn truncation_forgets_what_it_removed() {
         let mut producers = producers_after(&[(0, 0, 10), (0, 10, 5)]);
         let before = producers.producers.get(&1).cloned();
-        assert_eq!(producers.truncate(12), vec![(1, before)]);
+        assert_eq!(producers.truncate(12, &[]), vec![(1, before)]);
         assert_eq!(producers.check(&header(1, 0, 10, 5)), Ok(Verdict::Append));
-        producers.truncate(0);
+        producers.truncate(0, &[]);
         // Also if nothing is left: what was cut off must come again from its first batch on.
         assert!(producers.check(&header(1, 0, 10, 5)).is_err());
         assert_eq!(producers.check(&header(1, 0, 0, 10)), Ok(Verdict::Append));
@@ -431,11 +597,23 @@ mod tests {
         let mut producers = Producers::default();
         let last = MAX_PRODUCERS as i64 - 1;
         for id in 0..=last {
-            producers.appended(&header(id, 0, 0, 1), id, 1_000 - (id % 2), &mut Vec::new());
+            producers.appended(
+                &header(id, 0, 0, 1),
+                None,
+                id,
+                1_000 - (id % 2),
+                &mut Vec::new(),
+            );
         }
-        producers.appended(&header(3, 0, 1, 1), last + 1, 1, &mut Vec::new());
+        producers.appended(&header(3, 0, 1, 1), None, last + 1, 1, &mut Vec::new());
         let mut before = Vec::new();
-        producers.appended(&header(last + 1, 0, 0, 1), last + 2, 2_000, &mut before);
+        producers.appended(
+            &header(last + 1, 0, 0, 1),
+            None,
+            last + 2,
+            2_000,
+            &mut before,
+        );
         let changed: Vec<i64> = before.iter().map(|(id, _)| *id).collect();
         assert_eq!(changed, [3, last + 1]);
         assert!(producers.encode(3).is_none());
@@ -451,7 +629,7 @@ mod tests {
         let mut producers = producers_after(&[(0, 0, 1), (0, 1, 1), (0, 2, 1), (0, 3, 1)]);
         for sequence in 2..4 {
             let replayed = header(1, 0, sequence, 1);
-            producers.appended(&replayed, i64::from(sequence), 0, &mut Vec::new());
+            producers.appended(&replayed, None, i64::from(sequence), 0, &mut Vec::new());
         }
         let expected = producers_after(&[(0, 0, 1), (0, 1, 1), (0, 2, 1), (0, 3, 1)]);
         assert_eq!(producers.producers, expected.producers);

@@ -23,7 +23,7 @@ pub struct ReadBatches {
 }
 
 impl ReadBatches {
-    pub(super) fn push(&mut self, batches: Bytes) {
+    pub(crate) fn push(&mut self, batches: Bytes) {
         self.bytes += batches.len();
         self.batches.push(batches);
     }
@@ -34,14 +34,17 @@ impl ReadBatches {
 pub enum UpTo {
     /// What is committed: for consumers.
     HighWatermark,
+    /// What is committed and belongs to no open transaction: for consumers of committed records.
+    StableEnd,
     /// All that there is: for followers.
     LogEnd,
 }
 
 impl UpTo {
-    fn end(self, log: &PartitionLog) -> i64 {
+    pub(crate) fn end(self, log: &PartitionLog) -> i64 {
         match self {
             UpTo::HighWatermark => log.high_watermark(),
+            UpTo::StableEnd => log.stable_end(),
             UpTo::LogEnd => log.log_end(),
         }
     }

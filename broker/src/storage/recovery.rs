@@ -7,8 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use bytesize::ByteSize;
-use millrace_record::BatchHeader;
+use millrace_record::{BatchHeader, end_marker};
 use rocksdb::{IteratorMode, ReadOptions, WriteBatch};
 use tracing::warn;
 use uuid::Uuid;
@@ -22,6 +23,7 @@ use super::{
     keys,
     log::Bounds,
     run::Run,
+    transactions::EndedTransactions,
     writer::{Active, GenerationBytes, Slot},
 };
 
@@ -99,6 +101,7 @@ pub(super) fn recover(db: &Db, options: &StorageOptions) -> Result<Recovered, St
     };
     let mut slots = HashMap::new();
     let mut epochs: HashMap<PartitionId, EpochCache> = HashMap::new();
+    let mut ended: HashMap<PartitionId, EndedTransactions> = HashMap::new();
     let mut repair = Repair::default();
     // A store that no one has claimed belongs to a broker that runs alone, and leads all that it holds. Leadership is bound to
     // one process start, there as among several brokers.
@@ -118,15 +121,16 @@ pub(super) fn recover(db: &Db, options: &StorageOptions) -> Result<Recovered, St
         };
         let slot = reader.read(leader_epoch, doubtful)?;
         epochs.insert(id, reader.epochs(slot.next_offset)?);
+        ended.insert(id, reader.ended()?);
         topic.partitions.insert(index, slot.log.clone());
         slots.insert(id, slot);
     }
-    read_producers(db, &mut slots, &mut repair)?;
+    read_producers(db, &mut slots, &mut ended, &mut repair)?;
     let replayed = replay(
         db,
         sealed,
         &mut slots,
-        &mut epochs,
+        (&mut epochs, &mut ended),
         &mut generations,
         &mut repair,
     )?;
@@ -140,6 +144,10 @@ pub(super) fn recover(db: &Db, options: &StorageOptions) -> Result<Recovered, St
             (slot.next_offset, slot.cumulative_bytes),
             slot.run,
             epochs.remove(id).unwrap_or_default(),
+            (
+                ended.remove(id).unwrap_or_default(),
+                slot.producers.first_open(),
+            ),
             high_watermark,
         );
     }
@@ -345,6 +353,13 @@ impl PartitionReader<'_> {
         Ok(epochs)
     }
 
+    /// The transactions that have ended there.
+    fn ended(&self) -> Result<EndedTransactions, StorageError> {
+        let value = self.db.get_meta(&keys::ended(self.id))?;
+        let decoded = EndedTransactions::decode(&value.unwrap_or_default());
+        decoded.ok_or_else(|| self.corrupt("the ended transactions"))
+    }
+
     /// The last run that the log really has.
     fn last_run(&mut self, doubtful: Generation) -> Result<Option<Run>, StorageError> {
         let mut options = ReadOptions::default();
@@ -401,6 +416,7 @@ impl PartitionReader<'_> {
 fn read_producers(
     db: &Db,
     slots: &mut HashMap<PartitionId, Slot>,
+    ended: &mut HashMap<PartitionId, EndedTransactions>,
     repair: &mut Repair,
 ) -> Result<(), StorageError> {
     db.scan_meta(&[keys::PRODUCER], |key, value| {
@@ -422,15 +438,20 @@ fn read_producers(
         }
         Ok(())
     })?;
-    for id in &repair.shortened {
-        if let Some(slot) = slots.get_mut(id) {
-            for (producer_id, _) in slot.producers.truncate(slot.next_offset) {
-                if let Some(value) = slot.producers.encode(producer_id) {
-                    let key = keys::producer(*id, producer_id);
-                    repair.batch.put(key, value);
-                }
+    // Back to where the sealed runs end: what follows is replayed, or lost. Truncation stores what is known in the middle of a generation.
+    for (id, slot) in slots {
+        let of_partition = ended.entry(*id).or_default();
+        let reopened = of_partition.truncate(slot.next_offset);
+        let changed = slot.producers.truncate(slot.next_offset, &reopened);
+        if !repair.shortened.contains(id) {
+            continue;
+        }
+        for (producer_id, _) in changed {
+            if let Some(value) = slot.producers.encode(producer_id) {
+                repair.batch.put(keys::producer(*id, producer_id), value);
             }
         }
+        repair.batch.put(keys::ended(*id), of_partition.encode());
     }
     Ok(())
 }
@@ -448,7 +469,10 @@ fn replay(
     db: &Db,
     first: Generation,
     slots: &mut HashMap<PartitionId, Slot>,
-    epochs: &mut HashMap<PartitionId, EpochCache>,
+    (epochs, ended): (
+        &mut HashMap<PartitionId, EpochCache>,
+        &mut HashMap<PartitionId, EndedTransactions>,
+    ),
     generations: &mut BTreeMap<Generation, GenerationBytes>,
     repair: &mut Repair,
 ) -> Result<Replayed, StorageError> {
@@ -467,7 +491,7 @@ fn replay(
         };
         let (generation, partition, last_offset) = keys::parse_log(key).ok_or_else(corrupt)?;
         if generation != replayed.generation {
-            let bytes = seal(&replayed, slots, epochs, &mut repair.batch);
+            let bytes = seal(&replayed, slots, (epochs, ended), &mut repair.batch);
             generations.insert(replayed.generation, bytes);
             replayed.generation = generation;
             replayed.active = Active::empty();
@@ -498,8 +522,16 @@ fn replay(
                 header.max_timestamp,
             );
             let mut changed = Vec::new();
-            slot.producers
-                .appended(&header, header.base_offset, now_ms, &mut changed);
+            let marker = match header.attributes.is_control() {
+                true => end_marker(&Bytes::copy_from_slice(value))?,
+                false => None,
+            };
+            let ends =
+                slot.producers
+                    .appended(&header, marker, header.base_offset, now_ms, &mut changed);
+            if let Some(ends) = ends {
+                ended.entry(partition).or_default().push(ends);
+            }
             slot.dirty_producers
                 .extend(changed.into_iter().map(|(producer_id, _)| producer_id));
             replayed.active.bytes += bytes;
@@ -522,12 +554,18 @@ fn replay(
 fn seal(
     replayed: &Replayed,
     slots: &mut HashMap<PartitionId, Slot>,
-    epochs: &HashMap<PartitionId, EpochCache>,
+    (epochs, ended): (
+        &HashMap<PartitionId, EpochCache>,
+        &HashMap<PartitionId, EndedTransactions>,
+    ),
     batch: &mut WriteBatch,
 ) -> GenerationBytes {
     for id in &replayed.active.partitions {
         if let Some(epochs) = epochs.get(id) {
             batch.put(keys::epochs(*id), epochs.encode());
+        }
+        if let Some(ended) = ended.get(id) {
+            batch.put(keys::ended(*id), ended.encode());
         }
         if let Some(slot) = slots.get_mut(id) {
             slot.put_sealed(batch);

@@ -46,7 +46,8 @@ pub(super) fn apply(
     }
     let mut size = log.size_bytes();
     let mut dead = Vec::new();
-    let committed = log.high_watermark();
+    // What is part of an open transaction is needed until that is over.
+    let committed = log.stable_end();
     db.each_run(log.id, log.log_start(), |run| {
         if run.last_offset >= committed {
             return Ok(false);

@@ -177,6 +177,24 @@ impl Store {
         Ok(answer)
     }
 
+    /// Lets a transaction write to partitions, each of which is led in the epoch beside it. All or none: the error names the partition by its
+    /// place. What is known of it is lost with the leadership.
+    pub(crate) async fn announce(
+        &self,
+        logs: Vec<(StoredPartition, i32)>,
+        producer_id: i64,
+        producer_epoch: i16,
+    ) -> Result<(), (usize, StorageError)> {
+        let announce = |reply| Command::Announce {
+            logs,
+            producer_id,
+            producer_epoch,
+            reply,
+        };
+        let asked = self.ask(announce).await;
+        asked.map_err(|error| (0, error))?
+    }
+
     /// Waits until everything that the writer was given before is finished and answered: the logs that have resigned before stand
     /// still then.
     pub async fn settled(&self) -> Result<(), StorageError> {

@@ -3,6 +3,7 @@
 mod delete;
 mod leadership;
 mod topics;
+mod transactions;
 
 use std::{
     path::Path,

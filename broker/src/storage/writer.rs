@@ -12,7 +12,8 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use millrace_record::{
-    BatchHeader, TimestampType, set_base_offset, set_leader_epoch, set_log_append_time,
+    BatchHeader, EndMarker, TimestampType, end_marker, marker_batch, set_base_offset,
+    set_leader_epoch, set_log_append_time,
 };
 use parking_lot::Mutex;
 use rocksdb::WriteBatch;
@@ -29,6 +30,7 @@ use super::{
     producers::{Producer, Producers, SequenceError, Verdict},
     run::Run,
     syncer::{Completion, Syncer},
+    transactions::Ended,
 };
 
 /// Bytes of batches in one write at most. Larger groups gain nothing and hold up those who came first.
@@ -55,7 +57,7 @@ pub struct PartitionAppend {
     log: Arc<PartitionLog>,
     leader_epoch: i32,
     origin: Origin,
-    batches: Vec<(BatchHeader, Bytes)>,
+    batches: Vec<(BatchHeader, Option<EndMarker>, Bytes)>,
 }
 
 /// Where batches come from.
@@ -65,6 +67,8 @@ enum Origin {
     Producer,
     /// The partition's leader, which did that: they are taken as they are.
     Leader,
+    /// A transaction's coordinator: a marker, which gets an offset unless it is there already.
+    Coordinator,
 }
 
 /// Where batches went.
@@ -102,6 +106,9 @@ impl PartitionAppend {
             if header.attributes.is_control() {
                 return Err(StorageError::Control);
             }
+            if header.attributes.is_transactional() && header.producer_id < 0 {
+                return Err(StorageError::NoProducer);
+            }
             if header.attributes.timestamp_type() == TimestampType::LogAppendTime {
                 return Err(StorageError::Stamped);
             }
@@ -111,7 +118,7 @@ impl PartitionAppend {
                     max_timestamp_ms,
                 });
             }
-            Ok((header, batch))
+            Ok((header, None, batch))
         };
         let batches = batches.into_iter().map(check).collect::<Result<_, _>>()?;
         Ok(PartitionAppend {
@@ -131,7 +138,12 @@ impl PartitionAppend {
     ) -> Result<Self, StorageError> {
         let check = |batch| {
             let batch: Bytes = batch?;
-            Ok((millrace_record::validate(&batch)?, batch))
+            let header = millrace_record::validate(&batch)?;
+            let marker = match header.attributes.is_control() {
+                true => end_marker(&batch)?,
+                false => None,
+            };
+            Ok((header, marker, batch))
         };
         let batches = batches.into_iter().flat_map(millrace_record::split);
         Ok(PartitionAppend {
@@ -142,16 +154,34 @@ impl PartitionAppend {
         })
     }
 
+    /// The marker that ends a transaction. It is appended only if the partition is led in `leader_epoch`, and once.
+    pub(crate) fn marker(
+        log: Arc<PartitionLog>,
+        leader_epoch: i32,
+        end: EndMarker,
+        (producer_id, producer_epoch): (i64, i16),
+    ) -> Result<Self, StorageError> {
+        // No one needs the coordinator's epoch: a marker that comes late finds that it is there already.
+        let batch = marker_batch(end, producer_id, producer_epoch, 0, now_ms())?;
+        let header = BatchHeader::parse(&batch)?;
+        Ok(PartitionAppend {
+            log,
+            leader_epoch,
+            origin: Origin::Coordinator,
+            batches: vec![(header, Some(end), batch)],
+        })
+    }
+
     /// The offset of the first record and the one after the last, as the batches have them now.
     pub fn span(&self) -> Option<(i64, i64)> {
-        let (first, _) = self.batches.first()?;
-        let (last, _) = self.batches.last()?;
+        let (first, ..) = self.batches.first()?;
+        let (last, ..) = self.batches.last()?;
         Some((first.base_offset, last.last_offset() + 1))
     }
 
     /// Bytes of the batches.
     pub fn size(&self) -> usize {
-        self.batches.iter().map(|(_, bytes)| bytes.len()).sum()
+        self.batches.iter().map(|(.., bytes)| bytes.len()).sum()
     }
 }
 
@@ -172,6 +202,13 @@ pub(super) enum Command {
         offset: i64,
         reply: oneshot::Sender<Result<(), StorageError>>,
     },
+    /// Lets a transaction write to partitions, each of which is led in the epoch beside it. All or none.
+    Announce {
+        logs: Vec<(Arc<PartitionLog>, i32)>,
+        producer_id: i64,
+        producer_epoch: i16,
+        reply: oneshot::Sender<Result<(), AnnounceError>>,
+    },
     /// Drops everything known of deleted partitions, and hands it over to be freed.
     Forget {
         logs: Vec<Arc<PartitionLog>>,
@@ -183,6 +220,9 @@ pub(super) enum Command {
     },
     Stop,
 }
+
+/// The partition, by its place among those asked for, that a transaction can't write to, and why.
+pub(super) type AnnounceError = (usize, StorageError);
 
 /// Bytes of batches in a sealed generation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -206,6 +246,7 @@ pub(super) struct Slot {
     pub dirty_producers: HashSet<i64>,
     /// Of the group being written.
     staged: Vec<Staged>,
+    staged_ended: Vec<Ended>,
     before: Option<Before>,
 }
 
@@ -235,6 +276,7 @@ impl Slot {
             producers: Producers::default(),
             dirty_producers: HashSet::new(),
             staged: Vec::new(),
+            staged_ended: Vec::new(),
             before: None,
         }
     }
@@ -302,14 +344,18 @@ impl Slot {
     fn shorten(&mut self, end: i64, cumulative_bytes: u64) {
         self.next_offset = end;
         self.cumulative_bytes = cumulative_bytes;
-        self.log.truncate(end, self.run, cumulative_bytes);
+        let first_open = self.producers.first_open();
+        self.log
+            .truncate(end, self.run, cumulative_bytes, first_open);
     }
 
-    /// What producers have appended beyond the end no longer counts.
-    fn forget_batches(&mut self) {
-        let truncated = self.producers.truncate(self.next_offset);
-        let ids = truncated.into_iter().map(|(producer_id, _)| producer_id);
+    /// What producers have appended from `end` on no longer counts. What was known of them before, for undoing that.
+    fn forget_batches(&mut self, end: i64) -> Vec<(i64, Option<Producer>)> {
+        let reopened = self.log.ended().truncate(end);
+        let before = self.producers.truncate(end, &reopened);
+        let ids = before.iter().map(|(producer_id, _)| *producer_id);
         self.dirty_producers.extend(ids);
+        before
     }
 
     fn undo(&mut self) {
@@ -322,6 +368,7 @@ impl Slot {
             }
         }
         self.staged.clear();
+        self.staged_ended.clear();
     }
 }
 
@@ -489,6 +536,14 @@ impl Writer {
             } => {
                 let _ = reply.send(self.begin_at(&log, epoch, offset));
             }
+            Command::Announce {
+                logs,
+                producer_id,
+                producer_epoch,
+                reply,
+            } => {
+                let _ = reply.send(self.announce(&logs, producer_id, producer_epoch));
+            }
             Command::Forget { logs, reply } => {
                 let _ = reply.send(self.forget(&logs));
             }
@@ -612,7 +667,7 @@ impl Writer {
         let log = &append.log;
         let epoch = append.leader_epoch;
         match append.origin {
-            Origin::Producer => log.check_led_in(epoch)?,
+            Origin::Producer | Origin::Coordinator => log.check_led_in(epoch)?,
             Origin::Leader => log.check_followed_in(epoch)?,
         }
         let config = log.config();
@@ -623,7 +678,7 @@ impl Writer {
             .or_insert_with(|| Slot::new(log.clone(), log.log_end(), 0));
         if append.origin == Origin::Leader {
             let mut expected = slot.next_offset;
-            for (header, _) in &append.batches {
+            for (header, ..) in &append.batches {
                 let found = header.base_offset;
                 if found != expected {
                     return Err(StorageError::NotContiguous { found, expected });
@@ -636,18 +691,33 @@ impl Writer {
         let mut admitted = Vec::with_capacity(append.batches.len());
         // Sequences of all first, so that a refused batch leaves nothing of its siblings behind.
         let mut producers_before = Vec::new();
+        let mut ended = Vec::new();
         let mut offset = slot.next_offset;
         let several = append.batches.len() > 1;
-        for (header, bytes) in append.batches.drain(..) {
+        for (header, marker, bytes) in append.batches.drain(..) {
             let verdict = match append.origin {
                 Origin::Producer => slot.producers.check(&header),
-                Origin::Leader => Ok(Verdict::Append),
+                Origin::Coordinator
+                    if slot
+                        .producers
+                        .has_ended(header.producer_id, header.producer_epoch) =>
+                {
+                    // All that is there, and the marker is part of it.
+                    Ok(Verdict::Duplicate {
+                        base_offset: -1,
+                        last_offset: offset - 1,
+                    })
+                }
+                Origin::Coordinator | Origin::Leader => Ok(Verdict::Append),
             };
             match verdict {
                 Ok(Verdict::Append) => {
                     let last_offset = offset + i64::from(header.last_offset_delta);
                     let before = &mut producers_before;
-                    slot.producers.appended(&header, offset, now_ms, before);
+                    let ends = slot
+                        .producers
+                        .appended(&header, marker, offset, now_ms, before);
+                    ended.extend(ends);
                     answer.get_or_insert(offset);
                     admitted.push((header, bytes, offset, last_offset));
                     offset = last_offset + 1;
@@ -689,12 +759,13 @@ impl Writer {
                 .extend(producers_before.iter().map(|(producer_id, _)| *producer_id));
             before.producers.append(&mut producers_before);
         }
+        slot.staged_ended.append(&mut ended);
         for (header, bytes, base_offset, last_offset) in admitted {
             // Copied once: the head changes, and the tail cache must not hold on to the whole request.
             let mut stored = BytesMut::with_capacity(bytes.len());
             stored.extend_from_slice(&bytes);
             let leader_epoch = match append.origin {
-                Origin::Producer => {
+                Origin::Producer | Origin::Coordinator => {
                     set_base_offset(&mut stored, base_offset);
                     set_leader_epoch(&mut stored, epoch);
                     epoch
@@ -727,6 +798,26 @@ impl Writer {
             log_start,
             end_offset,
         })
+    }
+
+    fn announce(
+        &mut self,
+        logs: &[(Arc<PartitionLog>, i32)],
+        producer_id: i64,
+        producer_epoch: i16,
+    ) -> Result<(), AnnounceError> {
+        for (index, (log, leader_epoch)) in logs.iter().enumerate() {
+            let at = |error| (index, error);
+            log.check_led_in(*leader_epoch).map_err(at)?;
+            let slot = self
+                .slots
+                .entry(log.id)
+                .or_insert_with(|| Slot::new(log.clone(), log.log_end(), 0));
+            slot.producers
+                .announce(producer_id, producer_epoch)
+                .map_err(|error| at(error.into()))?;
+        }
+        Ok(())
     }
 
     fn undo(&mut self, touched: &[PartitionId]) {
@@ -762,6 +853,7 @@ impl Writer {
         {
             slot.put_sealed(&mut batch);
             batch.put(keys::epochs(slot.log.id), slot.log.epochs().encode());
+            batch.put(keys::ended(slot.log.id), slot.log.settled_ended());
             slot.put_high_watermark(&mut batch);
         }
         batch.put(keys::generation(self.generation), bytes.encode());
@@ -866,6 +958,7 @@ impl Writer {
         batch.put(keys::log_start(log.id), offset.to_be_bytes());
         batch.put(keys::high_watermark(log.id), offset.to_be_bytes());
         batch.put(keys::epochs(log.id), []);
+        batch.put(keys::ended(log.id), []);
         self.db.write_meta_durably(batch)?;
         let slot = self
             .slots
@@ -899,8 +992,8 @@ impl Writer {
             ..run
         };
         slot.run = (kept.bytes > 0).then_some(kept);
+        slot.forget_batches(cut.first_offset);
         slot.shorten(cut.first_offset, slot.cumulative_bytes - cut.bytes);
-        slot.forget_batches();
         Ok(())
     }
 
@@ -931,14 +1024,15 @@ impl Writer {
             new_end = new_end.min(cut.first_offset);
             *shrunk.entry(run.generation).or_default() += cut.bytes;
         }
-        let producers_before = slot.producers.truncate(new_end);
-        let truncated = producers_before.iter().map(|(producer_id, _)| *producer_id);
-        slot.dirty_producers.extend(truncated);
+        let producers_before = slot.forget_batches(new_end);
         // Now, since a generation from which everything was cut is not sealed.
         slot.put_producers(&mut batch);
         let mut epochs = log.epochs();
         epochs.truncate(new_end);
         batch.put(keys::epochs(log.id), epochs.encode());
+        let mut ended = log.ended();
+        ended.truncate(new_end);
+        batch.put(keys::ended(log.id), ended.encode());
         let mut changed: BTreeMap<Generation, GenerationBytes> = BTreeMap::new();
         for (generation, bytes) in shrunk {
             if let Some(entry) = generations.get(&generation) {
@@ -1012,6 +1106,8 @@ fn collect_group(
 fn publish(slot: &mut Slot, tail: &mut TailBudget) {
     slot.before = None;
     let log = &slot.log;
+    // Before readers can see what this is about.
+    log.set_transactions(slot.staged_ended.drain(..), slot.producers.first_open());
     let published = slot.staged.drain(..).map(|staged| Published {
         ticket: tail.admit(log, staged.bytes.len()),
         base_offset: staged.base_offset,

@@ -1,7 +1,7 @@
 //! The internal topics of a Cluster, which no Topic asks for.
 
 use millrace_crds::coordination::{TopicRecord, TopicState};
-use millrace_crds::{Cluster, GROUPS_TOPIC, TopicConfig};
+use millrace_crds::{Cluster, INTERNAL_TOPICS, TopicConfig};
 use uuid::Uuid;
 
 use super::{decide::missing, partitions};
@@ -22,7 +22,21 @@ pub(crate) async fn make_internal(
     id: &ClusterId,
     alive: usize,
 ) -> Result<Option<Problem>, Error> {
-    let name = TopicRecord::object_name(&id.name, GROUPS_TOPIC);
+    let mut problem = None;
+    for topic in INTERNAL_TOPICS {
+        problem = problem.or(make(context, cluster, id, alive, topic).await?);
+    }
+    Ok(problem)
+}
+
+async fn make(
+    context: &Context,
+    cluster: &Cluster,
+    id: &ClusterId,
+    alive: usize,
+    topic: &str,
+) -> Result<Option<Problem>, Error> {
+    let name = TopicRecord::object_name(&id.name, topic);
     let known = context.view.records.lock().get(id, &name);
     let record = match known {
         Some(Ok(record)) => record,
@@ -36,11 +50,11 @@ pub(crate) async fn make_internal(
             let record = TopicRecord {
                 topic_id: Uuid::new_v4(),
                 namespace: id.namespace.clone(),
-                topic: GROUPS_TOPIC.to_owned(),
+                topic: topic.to_owned(),
                 topic_uid: String::new(),
                 state: TopicState::Active,
                 partitions_made: 0,
-                config: TopicConfig::groups(replicas.unsigned_abs()),
+                config: TopicConfig::internal(topic, replicas.unsigned_abs()),
             };
             record::create(context, id, &record).await?;
             // Whoever made it: it is a change, which brings this here again.

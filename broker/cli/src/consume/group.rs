@@ -34,7 +34,8 @@ impl Consume {
         if let Some(instance) = &self.instance_id {
             consumer = consumer.instance_id(instance.as_str());
         }
-        let mut consumer = consumer.start(start).build().await?;
+        let consumer = consumer.start(start).isolation(self.isolation());
+        let mut consumer = consumer.build().await?;
         let copied = self.copy_all(&mut consumer, &interrupt).await;
         let Some(outcome) = copied.as_ref().ok().copied().flatten() else {
             // What no one has read is not committed.

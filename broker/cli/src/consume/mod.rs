@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use futures::FutureExt;
-use millrace_client::{Bytes, Client, Consumer, StartFrom, TopicInfo};
+use millrace_client::{Bytes, Client, Consumer, Isolation, StartFrom, TopicInfo};
 use tokio_util::sync::CancellationToken;
 
 use self::format::{Format, Piece, Place, parse_template};
@@ -74,6 +74,10 @@ pub(crate) struct Consume {
     /// Only these partitions, separated by commas
     #[arg(long, short = 'p', value_name = "N,..", value_delimiter = ',', value_parser = clap::value_parser!(i32).range(0..))]
     partition: Vec<i32>,
+
+    /// Also print records of transactions that are open or were aborted
+    #[arg(long)]
+    uncommitted: bool,
 
     /// Stop after so many records
     #[arg(long, short = 'n', value_name = "N")]
@@ -157,6 +161,7 @@ impl Consume {
             self.from,
             self.to,
             self.follow,
+            self.isolation(),
         )
         .await?;
         let open: Vec<i32> = topic
@@ -171,7 +176,7 @@ impl Consume {
         if open.is_empty() || self.count == Some(0) {
             return Ok(Outcome::Done);
         }
-        let consumer = consumer(&client, &topic, &open, &ranges).await?;
+        let consumer = consumer(&client, &topic, &open, &ranges, self.isolation()).await?;
         let copy = Copy {
             topic: topic.name,
             consumer,
@@ -183,6 +188,13 @@ impl Consume {
             out: output::stdout(),
         };
         copy.run(interrupt).await
+    }
+
+    fn isolation(&self) -> Isolation {
+        match self.uncommitted {
+            true => Isolation::ReadUncommitted,
+            false => Isolation::ReadCommitted,
+        }
     }
 
     fn format(&self) -> Format {
@@ -213,12 +225,14 @@ async fn consumer(
     topic: &TopicInfo,
     open: &[i32],
     ranges: &[Option<Range>],
+    isolation: Isolation,
 ) -> Result<Consumer, Failure> {
     let partitions = open.iter().copied();
     let mut consumer = client
         .consumer()
         .partitions(topic.name.as_str(), partitions)
         .start(StartFrom::Earliest)
+        .isolation(isolation)
         .build()
         .await?;
     for (info, range) in topic.partitions.iter().zip(ranges) {

@@ -1,6 +1,6 @@
 //! From where to where each partition is read.
 
-use millrace_client::{Client, Extent, TopicInfo};
+use millrace_client::{Client, Extent, Isolation, TopicInfo};
 
 use crate::connection;
 use crate::failure::Failure;
@@ -37,6 +37,7 @@ pub(super) async fn ranges(
     from: Point,
     to: Point,
     follow: bool,
+    isolation: Isolation,
 ) -> Result<Vec<Option<Range>>, Failure> {
     let mut ranges = vec![None; topic.partitions.len()];
     for (info, range) in topic.partitions.iter().zip(&mut ranges) {
@@ -50,12 +51,22 @@ pub(super) async fn ranges(
             (true, Point::Latest) => None,
             (_, to) => Some(offset(to).await?),
         };
-        *range = Some(range_of(extent, from, to, follow));
+        *range = Some(range_of(extent, isolation, from, to, follow));
     }
     Ok(ranges)
 }
 
-fn range_of(extent: Extent, from: i64, to: Option<i64>, follow: bool) -> Range {
+fn range_of(
+    extent: Extent,
+    isolation: Isolation,
+    from: i64,
+    to: Option<i64>,
+    follow: bool,
+) -> Range {
+    let end = match isolation {
+        Isolation::ReadCommitted => extent.last_stable_offset,
+        Isolation::ReadUncommitted => extent.high_watermark,
+    };
     Range {
         from,
         seek: from.clamp(
@@ -65,7 +76,7 @@ fn range_of(extent: Extent, from: i64, to: Option<i64>, follow: bool) -> Range {
         to: match follow {
             true => to,
             // What comes in from now on is not waited for.
-            false => Some(to.unwrap_or(i64::MAX).min(extent.high_watermark)),
+            false => Some(to.unwrap_or(i64::MAX).min(end)),
         },
     }
 }
@@ -78,7 +89,8 @@ mod tests {
     fn a_range_stays_inside_the_log() {
         let log = Extent {
             log_start_offset: 10,
-            high_watermark: 20,
+            high_watermark: 22,
+            last_stable_offset: 20,
             size_bytes: 0,
         };
         for (from, to, follow, expected) in [
@@ -89,13 +101,15 @@ mod tests {
             (15, Some(30), false, (15, Some(20))),
             (15, Some(30), true, (15, Some(30))),
             (3, None, false, (10, Some(20))),
-            (25, None, false, (20, Some(20))),
-            (25, None, true, (20, None)),
+            (25, None, false, (22, Some(20))),
+            (25, None, true, (22, None)),
         ] {
-            let range = range_of(log, from, to, follow);
+            let range = range_of(log, Isolation::ReadCommitted, from, to, follow);
             assert_eq!((range.seek, range.to), expected, "{from} {to:?} {follow}");
             assert_eq!(range.from, from);
         }
+        let all = range_of(log, Isolation::ReadUncommitted, 10, None, false);
+        assert_eq!(all.to, Some(22));
     }
 
     #[test]

@@ -16,6 +16,7 @@ use millrace_proto::v1;
 use millrace_record::{BatchError, BatchHeader, split};
 use tokio::time::Instant;
 
+use super::Isolation;
 use crate::{
     backoff,
     error::{Error, ErrorKind},
@@ -32,6 +33,7 @@ pub(crate) struct FetchSettings {
     pub(crate) min_bytes: u32,
     pub(crate) max_wait: Duration,
     pub(crate) max_partition_bytes: u32,
+    pub(crate) isolation: Isolation,
 }
 
 /// A partition that is read.
@@ -72,6 +74,12 @@ pub(crate) enum Item {
         index: usize,
         generation: u64,
         batches: Vec<Fetched>,
+    },
+    /// What lies before `next` has nothing for the caller.
+    Skipped {
+        index: usize,
+        generation: u64,
+        next: i64,
     },
     /// The partition failed. It goes on once the caller has taken this, unless it has to seek first.
     Failed {
@@ -350,6 +358,7 @@ impl Cursors {
             max_bytes,
             format: v1::FetchFormat::Batches.into(),
             partitions,
+            isolation: self.settings.isolation.to_proto().into(),
         };
         Some((request, asked))
     }
@@ -420,11 +429,35 @@ impl Cursors {
                     items.extend(self.fail(broker, asked, Error::from_proto(error), metadata, now))
                 }
                 None => {
-                    items.extend(self.advance(asked, result.high_watermark, result.batches, now))
+                    let next_offset = result.next_offset;
+                    let end = match self.settings.isolation {
+                        Isolation::ReadCommitted => result.last_stable_offset,
+                        Isolation::ReadUncommitted => result.high_watermark,
+                    };
+                    items.extend(self.advance(asked, end, result.batches, now));
+                    items.extend(next_offset.and_then(|next| self.skip(asked, next)));
                 }
             }
         }
         items
+    }
+
+    /// The broker has left out what lies before `next`.
+    fn skip(&mut self, asked: Asked, next: i64) -> Option<Item> {
+        let cursor = &mut self.cursors[asked.index];
+        if cursor.generation != asked.generation || next <= cursor.offset {
+            return None;
+        }
+        cursor.offset = next;
+        cursor.has_read = true;
+        let Asked {
+            index, generation, ..
+        } = asked;
+        Some(Item::Skipped {
+            index,
+            generation,
+            next,
+        })
     }
 
     fn advance(
@@ -581,6 +614,7 @@ mod tests {
             min_bytes: 1,
             max_wait: Duration::from_millis(500),
             max_partition_bytes: 1000,
+            isolation: Isolation::ReadUncommitted,
         };
         let mut cursors = Cursors::new(settings);
         for partition in 0..3 {
@@ -669,6 +703,29 @@ mod tests {
             [(10, 13), (13, 14)]
         );
         assert_eq!(offsets(&mut cursors, now), [(0, 10), (1, 14), (2, 10)]);
+    }
+
+    #[test]
+    fn what_the_broker_leaves_out_is_passed_over() {
+        let (mut cursors, known) = fixture();
+        let now = Instant::now();
+        let plan = |cursors: &mut Cursors| cursors.plan("b1:1", (0, 1), 1000, now).unwrap().1;
+        let asked = plan(&mut cursors);
+        let mut left_out = result(asked[0].index as i32, vec![batch(10, 2)]);
+        left_out.next_offset = Some(20);
+        let items = cursors.on_response("b1:1", &asked, response(vec![left_out]), &known, now);
+        assert!(matches!(
+            items[..],
+            [Item::Batches { .. }, Item::Skipped { next: 20, .. }]
+        ));
+        let asked = plan(&mut cursors);
+        assert!(asked.iter().any(|asked| asked.offset == 20));
+        // What is behind already is no news.
+        let at = asked.iter().find(|asked| asked.offset == 20).unwrap();
+        let mut stale = result(at.index as i32, Vec::new());
+        stale.next_offset = Some(15);
+        let items = cursors.on_response("b1:1", &[*at], response(vec![stale]), &known, now);
+        assert!(items.is_empty());
     }
 
     #[test]

@@ -19,6 +19,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::Stream;
+use millrace_proto::v1;
 use millrace_record::{BatchHeader, DecodeLimits, Record, Records, decode};
 use tokio::{
     sync::{mpsc, oneshot},
@@ -34,7 +35,7 @@ use self::{
 use crate::{
     Client,
     error::{Error, ErrorKind},
-    group::{self, Assignor, Coordinator, Event, GroupSettings, Handle, Request},
+    group::{self, Assignor, Committer, Event, GroupCoordinator, GroupSettings, Handle, Request},
     offsets::{self, OffsetSpec, Query},
     transport::MAX_MESSAGE_BYTES,
 };
@@ -52,6 +53,25 @@ pub enum StartFrom {
     /// At the first record whose timestamp, in milliseconds since the Unix epoch, is at or after this; if there is none, as
     /// [`Latest`](StartFrom::Latest).
     Timestamp(i64),
+}
+
+/// What a consumer sees of transactions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Isolation {
+    /// Those that were committed, and what is not part of any. What comes after the beginning of an open transaction waits for its end.
+    #[default]
+    ReadCommitted,
+    /// Everything, also of transactions that are open or were aborted.
+    ReadUncommitted,
+}
+
+impl Isolation {
+    fn to_proto(self) -> v1::IsolationLevel {
+        match self {
+            Isolation::ReadCommitted => v1::IsolationLevel::ReadCommitted,
+            Isolation::ReadUncommitted => v1::IsolationLevel::ReadUncommitted,
+        }
+    }
 }
 
 /// Configures a [`Consumer`] or a [`BatchConsumer`]. `{:?}` prints all settings.
@@ -73,6 +93,7 @@ pub struct ConsumerBuilder {
     session_timeout: Option<Duration>,
     rebalance_timeout: Duration,
     auto_commit: Option<Duration>,
+    isolation: Isolation,
 }
 
 impl ConsumerBuilder {
@@ -93,7 +114,14 @@ impl ConsumerBuilder {
             session_timeout: None,
             rebalance_timeout: Duration::from_secs(60),
             auto_commit: Some(Duration::from_secs(5)),
+            isolation: Isolation::ReadCommitted,
         }
+    }
+
+    /// What it sees of transactions. Default: [`Isolation::ReadCommitted`].
+    pub fn isolation(mut self, isolation: Isolation) -> Self {
+        self.isolation = isolation;
+        self
     }
 
     /// Becomes a member of a group, whose members share the partitions of the topics. It goes on where the group has got to; where that is
@@ -265,6 +293,7 @@ impl ConsumerBuilder {
             min_bytes: self.min_bytes,
             max_wait: self.max_wait,
             max_partition_bytes: self.max_partition_bytes,
+            isolation: self.isolation,
         };
         let mut cursors = Cursors::new(settings);
         let mut topics: Vec<String> = wanted.iter().map(|(topic, _)| topic.to_string()).collect();
@@ -337,7 +366,7 @@ impl ConsumerBuilder {
             start: self.start,
         };
         group::begin(
-            Coordinator::new(self.client.clone(), group.clone()),
+            GroupCoordinator::new(self.client.clone(), group.clone()),
             settings,
         )
     }
@@ -571,6 +600,17 @@ impl Engine {
                         batches: batches.into_iter(),
                     });
                 }
+                Some(Item::Skipped {
+                    index,
+                    generation,
+                    next,
+                }) => {
+                    let tracked = &mut self.tracked[index];
+                    if tracked.generation == generation {
+                        tracked.position = next;
+                        tracked.assigned.read.store(next, Ordering::Release);
+                    }
+                }
                 Some(Item::Failed {
                     index,
                     generation,
@@ -708,6 +748,11 @@ impl Consumer {
 
     /// Commits what has been returned so far, for the consumer's group: all records count as read.
     pub async fn commit(&self) -> Result<(), Error> {
+        self.engine.commit(self.positions()).await
+    }
+
+    /// The next offset to be returned of each partition.
+    pub(crate) fn positions(&self) -> Vec<(Arc<Assigned>, i64)> {
         let current = |index: usize| {
             let current = self.current.as_ref();
             current.filter(|current| current.index == index)
@@ -718,7 +763,12 @@ impl Consumer {
             let position = current(index).map_or(tracked.position, |current| current.position);
             (tracked.assigned.clone(), position)
         });
-        self.engine.commit(read.collect()).await
+        read.collect()
+    }
+
+    /// As whom it commits.
+    pub(crate) async fn committer(&self) -> Result<Committer, Error> {
+        self.engine.ask(|reply| Request::Identify { reply }).await
     }
 
     /// Commits these offsets, of partitions that are this member's: (topic, partition, the next offset to be read).
@@ -732,6 +782,23 @@ impl Consumer {
             commits.push((self.engine.tracked[index].assigned.clone(), *offset));
         }
         self.engine.commit(commits).await
+    }
+
+    /// Goes back to where the consumer's group has got to, in all its partitions: after a transaction that was to commit what was read, and was
+    /// not.
+    pub async fn rewind(&mut self) -> Result<(), Error> {
+        let partitions = self.assignment();
+        let asked = partitions.clone();
+        let beginnings = |reply| Request::Beginnings {
+            partitions: asked,
+            reply,
+        };
+        let offsets = self.engine.ask(beginnings).await?;
+        for ((topic, partition), offset) in partitions.into_iter().zip(offsets) {
+            self.seek(&topic, partition, StartFrom::Offset(offset))
+                .await?;
+        }
+        Ok(())
     }
 
     /// The partitions that this consumer reads, sorted.

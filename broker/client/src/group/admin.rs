@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use millrace_proto::v1::{self, group_service_client::GroupServiceClient};
 use tonic::transport::Channel;
 
-use super::{Assignor, Coordinator};
+use super::{Assignor, GroupCoordinator};
 use crate::{Client, Error, transport::Transport};
 
 /// What a group is doing.
@@ -102,7 +102,7 @@ impl Client {
                 .describe_group(v1::DescribeGroupRequest { group_id })
                 .await
         };
-        let coordinator = Coordinator::new(self.clone(), group.into());
+        let coordinator = GroupCoordinator::new(self.clone(), group.into());
         Ok(coordinator.call(self.deadline(), call).await?.into())
     }
 
@@ -114,13 +114,13 @@ impl Client {
                 .delete_group(v1::DeleteGroupRequest { group_id })
                 .await
         };
-        let coordinator = Coordinator::new(self.clone(), group.into());
+        let coordinator = GroupCoordinator::new(self.clone(), group.into());
         coordinator.call(self.deadline(), call).await.map(drop)
     }
 
     /// What a group committed.
     pub async fn group_offsets(&self, group: &str) -> Result<Vec<CommittedOffset>, Error> {
-        let coordinator = Coordinator::new(self.clone(), group.into());
+        let coordinator = GroupCoordinator::new(self.clone(), group.into());
         let offsets = coordinator.offsets(Vec::new(), self.deadline()).await?;
         Ok(offsets.into_iter().map(CommittedOffset::from).collect())
     }
@@ -140,7 +140,7 @@ impl Client {
                 leader_epoch: -1,
                 metadata: String::new(),
             });
-        let coordinator = Coordinator::new(self.clone(), group.into());
+        let coordinator = GroupCoordinator::new(self.clone(), group.into());
         coordinator
             .commit("", 0, commits.collect(), self.deadline())
             .await
@@ -201,7 +201,7 @@ impl From<v1::CommittedOffset> for CommittedOffset {
 }
 
 /// One by one.
-pub(super) fn flat(topics: &[v1::TopicPartitions]) -> Vec<(Arc<str>, i32)> {
+pub(crate) fn flat(topics: &[v1::TopicPartitions]) -> Vec<(Arc<str>, i32)> {
     let all = topics.iter().flat_map(|topic| {
         let name: Arc<str> = topic.topic.as_str().into();
         let partitions = topic.partitions.iter();

@@ -20,7 +20,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-use super::{Assignor, Coordinator, admin::flat};
+use super::{Assignor, GroupCoordinator, admin::flat};
 use crate::{
     backoff,
     consumer::{Assigned, StartFrom},
@@ -75,10 +75,27 @@ pub(crate) enum Request {
         offsets: Vec<(Arc<Assigned>, i64)>,
         reply: oneshot::Sender<Result<(), Error>>,
     },
+    /// Where to go on in these partitions, in their order.
+    Beginnings {
+        partitions: Vec<(Arc<str>, i32)>,
+        reply: oneshot::Sender<Result<Vec<i64>, Error>>,
+    },
+    /// As whom it commits, for a transaction to do that.
+    Identify {
+        reply: oneshot::Sender<Result<Committer, Error>>,
+    },
     /// Commit what has been read, if that is done by itself, and leave.
     Close {
         reply: oneshot::Sender<Result<(), Error>>,
     },
+}
+
+/// As whom a consumer commits.
+#[derive(Debug)]
+pub(crate) struct Committer {
+    pub(crate) group: Arc<str>,
+    pub(crate) member_id: String,
+    pub(crate) epoch: i32,
 }
 
 /// The consumer's end.
@@ -96,7 +113,7 @@ impl Drop for Handle {
 }
 
 /// Joins the group, in the background.
-pub(crate) fn begin(coordinator: Coordinator, settings: GroupSettings) -> Handle {
+pub(crate) fn begin(coordinator: GroupCoordinator, settings: GroupSettings) -> Handle {
     let (events_in, events) = mpsc::unbounded_channel();
     let (requests, requests_out) = mpsc::unbounded_channel();
     let member = Member {
@@ -121,7 +138,7 @@ fn new_member_id() -> String {
 }
 
 struct Member {
-    coordinator: Coordinator,
+    coordinator: GroupCoordinator,
     settings: GroupSettings,
     member_id: String,
     epoch: i32,
@@ -142,7 +159,8 @@ enum End {
 enum Done {
     /// An assignment is taken up.
     TakenUp(Box<Result<TakenUp, Error>>),
-    Committed,
+    /// Something was asked for, and answered.
+    Answered,
 }
 
 struct TakenUp {
@@ -192,9 +210,9 @@ impl Member {
             };
             tracing::debug!(%error, failures, "looking for the group's coordinator again");
             let before = asked.clone();
-            self.coordinator.look_again(asked, &error).await;
-            let deadline = self.coordinator.client().deadline();
-            let known = self.coordinator.find(deadline).await.ok();
+            self.coordinator.way().look_again(asked, &error).await;
+            let deadline = self.coordinator.way().client().deadline();
+            let known = self.coordinator.way().find(deadline).await.ok();
             if known.is_none() || known == before || failures > 2 {
                 tokio::time::sleep(backoff::delay(error.kind(), failures)).await;
             }
@@ -203,8 +221,8 @@ impl Member {
 
     /// Keeps one stream, as long as it stands.
     async fn stream(&mut self, asked: &mut Option<(i32, Arc<str>)>) -> Result<End, Error> {
-        let client = self.coordinator.client().clone();
-        let (partition, address) = self.coordinator.find(client.deadline()).await?;
+        let client = self.coordinator.way().client().clone();
+        let (partition, address) = self.coordinator.way().find(client.deadline()).await?;
         *asked = Some((partition, address.clone()));
         let (outgoing, messages) = mpsc::channel(OUTGOING);
         // There is room: nothing else has been sent.
@@ -255,7 +273,7 @@ impl Member {
                     let _ = outgoing.try_send(message(Message::Alive(v1::MemberAlive {})));
                 }
                 Some(done) = work.next(), if !work.is_empty() => match done {
-                    Done::Committed => {}
+                    Done::Answered => {}
                     Done::TakenUp(taken) => {
                         taking_up = false;
                         let TakenUp { version, epoch, owned } = (*taken)?;
@@ -276,6 +294,28 @@ impl Member {
                 request = self.requests.recv() => match request {
                     None => return Ok(End::Closed),
                     Some(Request::Commit { offsets, reply }) => work.push(self.commit(offsets, Some(reply))),
+                    Some(Request::Beginnings { partitions, reply }) => {
+                        let (coordinator, start) = (self.coordinator.clone(), self.settings.start);
+                        let found = async move {
+                            let _ = reply.send(beginnings(&coordinator, &partitions, start).await);
+                            Done::Answered
+                        };
+                        work.push(found.boxed());
+                    }
+                    Some(Request::Identify { reply }) => {
+                        let committer = match self.settings.auto_commit {
+                            None => Ok(Committer {
+                                group: self.settings.group.clone(),
+                                member_id: self.member_id.clone(),
+                                epoch: self.epoch,
+                            }),
+                            Some(_) => Err(Error::new(
+                                ErrorKind::InvalidRequest,
+                                "this consumer commits by itself: build it with `auto_commit(None)` to have a transaction do that",
+                            )),
+                        };
+                        let _ = reply.send(committer);
+                    }
                     Some(Request::Close { reply }) => {
                         let farewell = async {
                             // What is under way comes first, so that it does not come after.
@@ -400,7 +440,7 @@ impl Member {
                 }
                 (None, Ok(())) => {}
             }
-            Done::Committed
+            Done::Answered
         }
         .boxed()
     }
@@ -440,7 +480,7 @@ fn read<'a>(partitions: impl Iterator<Item = &'a Arc<Assigned>>) -> Vec<(Arc<Ass
 }
 
 async fn commit(
-    coordinator: &Coordinator,
+    coordinator: &GroupCoordinator,
     member_id: &str,
     epoch: i32,
     offsets: Vec<(Arc<Assigned>, i64)>,
@@ -452,7 +492,7 @@ async fn commit(
         leader_epoch: -1,
         metadata: String::new(),
     });
-    let deadline = coordinator.client().deadline();
+    let deadline = coordinator.way().client().deadline();
     coordinator
         .commit(member_id, epoch, commits.collect(), deadline)
         .await?;
@@ -465,14 +505,14 @@ async fn commit(
 /// Where to go on in partitions that are new: where the group has got to, or as the consumer wishes if it has not been there. What is gone by now
 /// is passed over.
 async fn beginnings(
-    coordinator: &Coordinator,
+    coordinator: &GroupCoordinator,
     partitions: &[(Arc<str>, i32)],
     start: StartFrom,
 ) -> Result<Vec<i64>, Error> {
     if partitions.is_empty() {
         return Ok(Vec::new());
     }
-    let client = coordinator.client();
+    let client = coordinator.way().client();
     let deadline = client.deadline();
     let is_new = |(topic, partition): &(Arc<str>, i32)| {
         let known = client.cached().topic(topic);

@@ -1,12 +1,13 @@
 //! Consumer groups: a consumer's membership, and what people ask about groups.
 
 mod admin;
-mod coordinator;
 mod membership;
+mod offsets;
 
+pub(crate) use admin::flat;
 pub use admin::{CommittedOffset, GroupDescription, GroupMember, GroupState, GroupSummary};
-pub(crate) use coordinator::Coordinator;
-pub(crate) use membership::{Event, GroupSettings, Handle, Request, begin};
+pub(crate) use membership::{Committer, Event, GroupSettings, Handle, Request, begin};
+pub(crate) use offsets::GroupCoordinator;
 
 /// How a group's partitions are given out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

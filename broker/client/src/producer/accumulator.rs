@@ -39,6 +39,8 @@ pub(crate) struct Accumulator {
     /// One permit for each byte. Fair: who waits comes before who tries.
     pub(crate) budget: Semaphore,
     pub(crate) budget_bytes: usize,
+    /// Whether batches are parts of transactions.
+    transactional: bool,
     /// How many calls wait for room.
     pub(crate) waiting: AtomicUsize,
     /// Why nothing more is taken, once that is so.
@@ -67,6 +69,7 @@ impl Accumulator {
         linger: Duration,
         delivery_timeout: Duration,
         budget_bytes: usize,
+        transactional: bool,
     ) -> Self {
         Accumulator {
             compression,
@@ -75,6 +78,7 @@ impl Accumulator {
             delivery_timeout,
             budget: Semaphore::new(budget_bytes),
             budget_bytes,
+            transactional,
             waiting: AtomicUsize::new(0),
             closed: OnceLock::new(),
             inbox: Mutex::default(),
@@ -100,9 +104,11 @@ impl Accumulator {
         }
     }
 
-    /// The batches whose outcome is open, oldest first.
+    /// The batches whose outcome is open, oldest first. One that has just got it may not be released yet: it is of no interest any more.
     pub(crate) fn incomplete(&self) -> Vec<Arc<Completion>> {
-        self.incomplete.lock().values().cloned().collect()
+        let incomplete = self.incomplete.lock();
+        let open = incomplete.values().filter(|c| c.outcome().is_none());
+        open.cloned().collect()
     }
 
     pub(crate) fn is_complete(&self) -> bool {
@@ -261,6 +267,7 @@ impl Partition {
     fn open(&self, accumulator: &Accumulator, reserved: usize) -> Batch {
         let options = BatchOptions {
             compression: accumulator.compression,
+            transactional: accumulator.transactional,
             ..Default::default()
         };
         let opened = Instant::now();
@@ -430,7 +437,14 @@ mod tests {
     fn fixture(batch_bytes: usize, linger_ms: u64) -> (Accumulator, Arc<Partition>) {
         let linger = Duration::from_millis(linger_ms);
         let timeout = Duration::from_secs(60);
-        let accumulator = Accumulator::new(Compression::None, batch_bytes, linger, timeout, BUDGET);
+        let accumulator = Accumulator::new(
+            Compression::None,
+            batch_bytes,
+            linger,
+            timeout,
+            BUDGET,
+            false,
+        );
         (
             accumulator,
             Arc::new(Partition::new(0, "t".into(), 0, 8000)),

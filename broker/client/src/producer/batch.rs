@@ -111,6 +111,7 @@ fn rebuild(
     let mut builder = BatchBuilder::new(BatchOptions {
         compression,
         producer,
+        transactional: header.attributes.is_transactional(),
         ..Default::default()
     });
     // Own data, so the limit only has to be one that no batch of this producer can exceed.

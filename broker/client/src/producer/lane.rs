@@ -45,6 +45,8 @@ pub(crate) struct Lane {
     needs_identity: bool,
     /// How long a gap that would cost a unit in doubt its sequence must have shown.
     patience: Duration,
+    /// What is sent is part of a transaction: nothing of it may go on under another id.
+    transactional: bool,
     gap_since: Option<Instant>,
     in_flight: VecDeque<Flight>,
     retry: VecDeque<Unit>,
@@ -72,10 +74,15 @@ pub(crate) enum Verdict {
 impl Lane {
     /// `patience`: for how long an acknowledged unit may be missing at whoever takes itself for the leader. Zero: nothing
     /// acknowledged has to survive a leader.
-    pub(crate) fn new(identity: Option<ProducerState>, patience: Duration) -> Self {
+    pub(crate) fn new(
+        identity: Option<ProducerState>,
+        patience: Duration,
+        transactional: bool,
+    ) -> Self {
         Lane {
             identity,
             patience,
+            transactional,
             ..Lane::default()
         }
     }
@@ -173,10 +180,15 @@ impl Lane {
                 ),
             Err(error) if unit.is_settled() => Verdict::Done(unit, Err(error)),
             Err(error) if idempotent && error.kind() == ErrorKind::OutOfOrderSequence => {
-                if !self.is_unresolved_before(unit.order) {
-                    self.on_gap(&unit, &error, now);
+                match self.is_unresolved_before(unit.order) {
+                    false if self.transactional => Verdict::Done(unit, Err(error)),
+                    is_unresolved => {
+                        if !is_unresolved {
+                            self.on_gap(&unit, &error, now);
+                        }
+                        self.keep(unit, error)
+                    }
                 }
-                self.keep(unit, error)
             }
             Err(error) if error.is_retriable() => {
                 self.back_off(&unit, &error, now);
@@ -276,6 +288,19 @@ impl Lane {
         (self.needs_identity && self.in_flight.is_empty()).then_some(self.identity?.id)
     }
 
+    /// Goes on in a transaction with this identity. `false`: not yet, since something of the last one is still under way.
+    pub(crate) fn enter(&mut self, identity: ProducerState) -> bool {
+        let same = |known: ProducerState| (known.id, known.epoch) == (identity.id, identity.epoch);
+        if self.identity.is_some_and(same) {
+            return true;
+        }
+        if self.has_in_flight() {
+            return false;
+        }
+        self.renew(identity);
+        true
+    }
+
     /// Goes on under a new id, with sequences from 0.
     pub(crate) fn renew(&mut self, identity: ProducerState) {
         self.identity = Some(ProducerState {
@@ -348,7 +373,10 @@ impl Lane {
 fn leaves_doubt(error: &Error) -> bool {
     !matches!(
         error.kind(),
-        ErrorKind::Throttled | ErrorKind::DiskFull | ErrorKind::NotEnoughReplicas
+        ErrorKind::Throttled
+            | ErrorKind::DiskFull
+            | ErrorKind::NotEnoughReplicas
+            | ErrorKind::NotInTransaction
     )
 }
 
@@ -458,7 +486,7 @@ mod tests {
 
     /// A lane with its first unit acknowledged: 10 records.
     fn established(now: Instant) -> Lane {
-        let mut lane = Lane::new(Some(ID), PATIENCE);
+        let mut lane = Lane::new(Some(ID), PATIENCE, false);
         let unit = lane.send_new(0, vec![batch(now, 10)]);
         assert!(matches!(
             lane.on_answer(unit, acked(0), now),
@@ -470,7 +498,7 @@ mod tests {
     #[test]
     fn the_first_unit_under_an_id_goes_alone_and_later_ones_are_pipelined() {
         let now = Instant::now();
-        let mut lane = Lane::new(Some(ID), PATIENCE);
+        let mut lane = Lane::new(Some(ID), PATIENCE, false);
         assert!(lane.can_send(now));
         let first = lane.send_new(0, vec![batch(now, 3), batch(now, 4)]);
         assert_eq!(sequence(&first), (1, 0));
@@ -614,7 +642,7 @@ mod tests {
     #[test]
     fn a_unit_in_doubt_is_renumbered_at_once_if_nothing_acknowledged_has_to_survive() {
         let now = Instant::now();
-        let mut lane = Lane::new(Some(ID), Duration::ZERO);
+        let mut lane = Lane::new(Some(ID), Duration::ZERO, false);
         let unit = lane.send_new(0, vec![batch(now, 10)]);
         lane.on_answer(unit, acked(0), now);
         let unit = lane.send_new(0, vec![batch(now, 10)]);
@@ -711,7 +739,7 @@ mod tests {
     #[test]
     fn without_idempotence_nothing_is_numbered_and_sequence_errors_are_final() {
         let now = Instant::now();
-        let mut lane = Lane::new(None, PATIENCE);
+        let mut lane = Lane::new(None, PATIENCE, false);
         let first = lane.send_new(0, vec![batch(now, 1)]);
         assert!(lane.can_send(now) && first.producer.is_none());
         let verdict = lane.on_answer(first, Err(error(ErrorKind::OutOfOrderSequence)), now);

@@ -12,6 +12,7 @@ mod record;
 mod route;
 mod sender;
 mod stream;
+mod transaction;
 
 use std::{
     collections::HashMap,
@@ -31,11 +32,13 @@ use tokio::{runtime::Handle, sync::watch, time::Instant};
 
 pub use delivery::{Delivery, RecordMeta};
 pub use record::Record;
+pub use transaction::{Transaction, TransactionalProducer};
 
 use self::{
     accumulator::{Accumulator, Appended, Partition, Refused},
     route::Route,
     sender::Sender,
+    transaction::Transactions,
 };
 use crate::{
     Client, backoff,
@@ -88,6 +91,7 @@ pub struct ProducerBuilder {
     client: Client,
     config: Config,
     idempotent: Option<bool>,
+    transaction_timeout: Duration,
 }
 
 #[derive(Debug, Clone)]
@@ -122,6 +126,7 @@ impl ProducerBuilder {
             client,
             config,
             idempotent: None,
+            transaction_timeout: Duration::from_secs(60),
         }
     }
 
@@ -198,12 +203,33 @@ impl ProducerBuilder {
         self
     }
 
+    /// A transaction that takes longer is aborted; readers of committed records wait for it that long. At most 15 min. Default: 60 s.
+    pub fn transaction_timeout(mut self, timeout: Duration) -> Self {
+        self.transaction_timeout = timeout;
+        self
+    }
+
+    /// Starts a producer that sends in transactions, under an id that the app keeps over its restarts: one for each of its instances that
+    /// writes at the same time, such as the pod's name in a StatefulSet. Takes the id over from whoever had it, and aborts what
+    /// that one had open.
+    pub async fn build_transactional(
+        self,
+        transactional_id: impl Into<Arc<str>>,
+    ) -> Result<TransactionalProducer, Error> {
+        TransactionalProducer::build(self, transactional_id.into()).await
+    }
+
     /// Starts the producer, whose work is done on the Tokio runtime that this is called in.
     pub async fn build(self) -> Result<Producer, Error> {
+        self.start(None).await
+    }
+
+    async fn start(self, transactions: Option<Arc<Transactions>>) -> Result<Producer, Error> {
         let ProducerBuilder {
             client,
             config,
             idempotent,
+            ..
         } = self;
         let invalid = |message: &str| Err(Error::new(ErrorKind::InvalidRequest, message));
         if config.max_in_flight == 0 || config.max_in_flight > 1000 {
@@ -226,13 +252,18 @@ impl ProducerBuilder {
                 "an idempotent producer needs answers: set acks to All or Leader, or idempotent to false",
             );
         }
+        if transactions.is_some() && (idempotent == Some(false) || config.acks != Acks::All) {
+            return invalid("a transactional producer is idempotent, with acks All");
+        }
         let runtime = Handle::try_current().map_err(|error| {
             let message = format!("build the producer within a Tokio runtime: {error}");
             Error::new(ErrorKind::InvalidRequest, message)
         })?;
-        let identity = match idempotent.unwrap_or(config.acks != Acks::None) {
-            true => Some(backoff::until(client.deadline(), || client.new_identity()).await?),
-            false => None,
+        let is_idempotent = idempotent.unwrap_or(config.acks != Acks::None);
+        let identity = match &transactions {
+            Some(transactions) => Some(transactions.current().1),
+            None if !is_idempotent => None,
+            None => Some(backoff::until(client.deadline(), || client.new_identity()).await?),
         };
         let accumulator = Accumulator::new(
             config.compression,
@@ -240,6 +271,7 @@ impl ProducerBuilder {
             config.linger,
             config.delivery_timeout,
             config.max_buffered_bytes,
+            transactions.is_some(),
         );
         let shared = Arc::new(Shared {
             client,
@@ -249,6 +281,7 @@ impl ProducerBuilder {
             routes: ArcSwap::default(),
             partitions: Mutex::default(),
             finished: watch::channel(false).0,
+            transactions,
         });
         let sender = Sender::new(shared.clone(), identity);
         shared.runtime.spawn(sender.run());
@@ -269,6 +302,7 @@ pub(crate) struct Shared {
     /// Every partition ever used, by slot. Also the lock under which `routes` changes.
     partitions: Mutex<Vec<Arc<Partition>>>,
     finished: watch::Sender<bool>,
+    transactions: Option<Arc<Transactions>>,
 }
 
 impl Shared {

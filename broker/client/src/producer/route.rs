@@ -118,6 +118,7 @@ mod tests {
             Duration::ZERO,
             Duration::from_secs(9),
             1 << 20,
+            false,
         );
         let topic: Arc<str> = "t".into();
         let partition = |i| Arc::new(Partition::new(i, topic.clone(), i as i32, 1 << 20));

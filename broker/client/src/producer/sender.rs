@@ -5,7 +5,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, HashMap, VecDeque},
+    collections::{BTreeSet, BinaryHeap, HashMap, VecDeque},
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -49,6 +49,8 @@ struct Seat {
     force: bool,
     /// The earliest entry among the timers.
     timer: Option<Instant>,
+    /// The number of the transaction that the partition is part of; 0: none.
+    joined: u64,
 }
 
 struct Broker {
@@ -66,6 +68,8 @@ struct Broker {
 enum Side {
     Refreshed(Result<(), Error>),
     Identity(Result<ProducerState, Error>),
+    /// Partitions are part of the transaction of that number.
+    Joined(u64, BTreeSet<usize>, Result<(), Error>),
 }
 
 pub(crate) struct Sender {
@@ -81,6 +85,9 @@ pub(crate) struct Sender {
     identity_wanted: bool,
     /// Partitions that need another producer id.
     outworn: Vec<usize>,
+    /// Partitions that have to become part of the transaction, and whether others are doing so.
+    joining: BTreeSet<usize>,
+    is_joining: bool,
     closing: bool,
     fatal: Option<Error>,
 }
@@ -99,6 +106,8 @@ impl Sender {
             identity,
             identity_wanted: false,
             outworn: Vec::new(),
+            joining: BTreeSet::new(),
+            is_joining: false,
             closing: false,
             fatal: None,
         }
@@ -127,6 +136,8 @@ impl Sender {
             self.fire_timers(now);
             self.relieve_pressure(now);
             self.renew_identities(now);
+            self.drop_failed();
+            self.start_joining(now);
             self.dispatch(now);
             self.start_refresh(now);
             let wake = self.next_wake(now);
@@ -142,6 +153,7 @@ impl Sender {
                 Some(done) = self.side.join_next(), if !self.side.is_empty() => match done {
                     Ok(Side::Refreshed(result)) => self.on_refreshed(result, Instant::now()),
                     Ok(Side::Identity(result)) => self.on_identity(result),
+                    Ok(Side::Joined(number, slots, result)) => self.on_joined(number, slots, result, Instant::now()),
                     Err(error) => tracing::error!(%error, "a producer's background task failed"),
                 },
                 () = sleep_until(wake) => {}
@@ -178,7 +190,8 @@ impl Sender {
         };
         for partition in fresh {
             let leader = self.leader_of(&partition);
-            let lane = Lane::new(self.identity, patience);
+            let transactional = self.shared.transactions.is_some();
+            let lane = Lane::new(self.identity, patience, transactional);
             self.seats.push(Seat {
                 partition,
                 lane,
@@ -187,6 +200,7 @@ impl Sender {
                 queued: None,
                 force: false,
                 timer: None,
+                joined: 0,
             });
         }
     }
@@ -276,6 +290,12 @@ impl Sender {
             Readiness::Empty => seat.force = false,
             Readiness::Lingering(due) if !seat.force => self.set_timer(slot, due),
             Readiness::Lingering(_) | Readiness::Ready => {
+                if let Some(transactions) = &self.shared.transactions
+                    && seat.joined != transactions.current().0
+                {
+                    self.joining.insert(slot);
+                    return;
+                }
                 match (seat.lane.can_send(now), seat.leader) {
                     (true, Some(leader)) => {
                         seat.queued = Some(leader);
@@ -368,7 +388,9 @@ impl Sender {
                 continue;
             }
             seat.queued = None;
-            if seat.leader != Some(broker) || !seat.lane.can_send(now) {
+            let transactions = shared.transactions.as_ref();
+            let has_left = transactions.is_some_and(|t| t.current().0 != seat.joined);
+            if seat.leader != Some(broker) || !seat.lane.can_send(now) || has_left {
                 later.push(slot);
                 continue;
             }
@@ -444,6 +466,9 @@ impl Sender {
             if let Err(error) = &result {
                 let is_news = !self.seats[slot].lane.is_failing();
                 self.learn_from(error, &partition, is_news);
+                if error.kind() == ErrorKind::NotInTransaction {
+                    self.seats[slot].joined = 0;
+                }
             }
             let verdict = self.seats[slot].lane.on_answer(unit, result, now);
             self.follow_leader(slot);
@@ -487,13 +512,28 @@ impl Sender {
     }
 
     fn settle(&self, unit: Unit, outcome: &Result<Ack, Error>) {
+        // What was given up long ago may belong to a transaction before this one.
+        if let Err(error) = outcome
+            && !unit.is_settled()
+        {
+            self.fail_transaction(error);
+        }
         unit.complete(outcome);
         for batch in unit.batches {
             self.accumulator().release(batch);
         }
     }
 
+    fn fail_transaction(&self, error: &Error) {
+        if let Some(transactions) = &self.shared.transactions {
+            transactions.fail(error);
+        }
+    }
+
     fn fail(&self, batches: Vec<Batch>, error: &Error) {
+        if !batches.is_empty() {
+            self.fail_transaction(error);
+        }
         for batch in batches {
             batch.completion.complete(Err(error.clone()));
             self.accumulator().release(batch);
@@ -512,6 +552,11 @@ impl Sender {
             for unit in expired {
                 let error = Err(timed_out(&unit));
                 self.settle(unit, &error);
+            }
+            if !answered.is_empty() {
+                let message = "a record was not acknowledged within delivery_timeout";
+                let error = Error::new(ErrorKind::TimedOut, message);
+                self.fail_transaction(&error.at(&topic, index));
             }
             answered
                 .into_iter()
@@ -554,6 +599,82 @@ impl Sender {
         match result {
             Ok(identity) => self.identity = Some(identity),
             Err(error) => tracing::warn!(%error, "can't get a new producer id; trying again"),
+        }
+    }
+
+    /// Gives up what waits to be sent for a transaction that has failed.
+    fn drop_failed(&mut self) {
+        let Some(transactions) = self.shared.transactions.clone() else {
+            return;
+        };
+        let (mut units, mut unsent) = (Vec::new(), Vec::new());
+        let failed = transactions.while_failed(|| {
+            self.joining.clear();
+            for seat in &mut self.seats {
+                units.extend(seat.lane.take_retries());
+                unsent.extend(seat.partition.take_all(false));
+            }
+        });
+        let Some(error) = failed else {
+            return;
+        };
+        for unit in units {
+            self.settle(unit, &Err(error.clone()));
+        }
+        self.fail(unsent, &error);
+    }
+
+    /// Has partitions become part of the transaction, all that wait for it at once.
+    fn start_joining(&mut self, now: Instant) {
+        let Some(transactions) = self.shared.transactions.clone() else {
+            return;
+        };
+        if self.is_joining || self.joining.is_empty() {
+            return;
+        }
+        self.is_joining = true;
+        let slots = std::mem::take(&mut self.joining);
+        let partitions = slots.iter().map(|slot| {
+            let partition = &self.seats[*slot].partition;
+            (partition.topic.clone(), partition.index)
+        });
+        let partitions: Vec<(Arc<str>, i32)> = partitions.collect();
+        let deadline = now + self.accumulator().delivery_timeout;
+        let number = transactions.current().0;
+        self.side.spawn(async move {
+            let joined = transactions.add_partitions(&partitions, deadline).await;
+            Side::Joined(number, slots, joined)
+        });
+    }
+
+    fn on_joined(
+        &mut self,
+        number: u64,
+        slots: BTreeSet<usize>,
+        result: Result<(), Error>,
+        now: Instant,
+    ) {
+        self.is_joining = false;
+        let Some(transactions) = self.shared.transactions.clone() else {
+            return;
+        };
+        let (current, identity) = transactions.current();
+        match result {
+            Ok(()) if number == current => {
+                for &slot in &slots {
+                    let seat = &mut self.seats[slot];
+                    if seat.lane.enter(identity) {
+                        seat.joined = number;
+                    }
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::FencedProducer => self.fatal = Some(error),
+            Err(error) if number == current => transactions.fail(&error),
+            // Of the transaction before.
+            Ok(()) | Err(_) => {}
+        }
+        for slot in slots {
+            self.touch(slot, now);
         }
     }
 

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use millrace_record::{BatchBuilder, BatchError, BatchOptions, DecodeLimits, decode, split};
 
-use super::entry::{Entry, EntryError};
+use super::{Entry, EntryError};
 use crate::{
     directory::Led,
     now_ms,
@@ -25,18 +25,18 @@ pub(super) enum LogError {
     Storage(#[from] StorageError),
     #[error("a batch at offset {offset} can't be read: {source}")]
     Batch { offset: i64, source: BatchError },
-    #[error("the record at offset {offset} is none of a group's: {source}")]
+    #[error("the record at offset {offset} is none of a coordinator's: {source}")]
     Entry { offset: i64, source: EntryError },
     #[error("reading failed: {0}")]
     Task(#[from] tokio::task::JoinError),
 }
 
-pub(super) struct GroupLog {
+pub(super) struct StateLog {
     pub(super) store: Arc<Store>,
     pub(super) led: Led,
 }
 
-impl GroupLog {
+impl StateLog {
     /// Whether what is written would be taken.
     pub(super) fn is_led(&self) -> bool {
         self.led.is_led()
@@ -44,7 +44,7 @@ impl GroupLog {
 
     /// Reads all that is kept; returns its bytes. Waits until all of it is committed: what a leader that died had not got through, counts or
     /// doesn't, but from then on it is settled.
-    pub(super) async fn read(&self, mut each: impl FnMut(Entry)) -> Result<u64, LogError> {
+    pub(super) async fn read<E: Entry>(&self, mut each: impl FnMut(E)) -> Result<u64, LogError> {
         let end = loop {
             if let Some(end) = self.led.latest() {
                 break end;
@@ -79,7 +79,7 @@ impl GroupLog {
                     let record = record.map_err(wrong)?;
                     next = record.offset + 1;
                     let offset = record.offset;
-                    let entry = Entry::decode(record.key, record.value);
+                    let entry = E::decode(record.key, record.value);
                     each(entry.map_err(|source| LogError::Entry { offset, source })?);
                 }
             }
@@ -88,7 +88,7 @@ impl GroupLog {
     }
 
     /// Appends entries, all or none, and waits until they are committed. The first one's offset, and their bytes.
-    pub(super) async fn append(&self, entries: &[Entry]) -> Result<(i64, u64), LogError> {
+    pub(super) async fn append<E: Entry>(&self, entries: &[E]) -> Result<(i64, u64), LogError> {
         let now_ms = now_ms();
         let mut batches = Vec::new();
         let mut builder = BatchBuilder::new(BatchOptions::default());
