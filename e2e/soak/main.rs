@@ -4,6 +4,7 @@
 //! faults come, how long they last and when follows from it, though not what the machine makes of them.
 
 mod consumers;
+mod copiers;
 mod load;
 mod nemesis;
 mod plan;

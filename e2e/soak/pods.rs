@@ -17,6 +17,7 @@ use millrace_e2e::leases::Leases;
 use rustix::process::Signal;
 use tokio::task::block_in_place;
 
+use crate::copiers::COPY;
 use crate::load::TOPIC;
 use crate::plan::{Fault, Kind};
 use crate::soak::Options;
@@ -74,7 +75,7 @@ impl<'a> PodBrokers<'a> {
                 installed.kubectl(&["cordon", node]);
             }
             let pods = Pods::create(installed, &namespace, &documents(options));
-            for object in ["cluster/main", "topic/soak"] {
+            for object in ["cluster/main", "topic/soak", "topic/soak-copy"] {
                 let installed = &pods.installed;
                 installed.wait(120, &namespace, object, "Ready", is_ready);
             }
@@ -105,7 +106,8 @@ impl<'a> PodBrokers<'a> {
     pub(crate) fn uninstall(self) -> Result<()> {
         block_in_place(|| {
             self.keep_logs()?;
-            self.pods.delete_all(&["topic/soak", "cluster/main"]);
+            self.pods
+                .delete_all(&["topic/soak", "topic/soak-copy", "cluster/main"]);
             if let Some(node) = &self.cordoned {
                 self.pods.installed.kubectl(&["uncordon", node]);
             }
@@ -295,10 +297,16 @@ fn documents(options: &Options) -> String {
     } = options;
     // As Kubernetes' own fields write such values.
     let durability = if durability == "os" { "Os" } else { "Fsync" };
+    let topic = |name| {
+        format!(
+            "---\napiVersion: millrace.dev/v1alpha1\nkind: Topic\nmetadata: {{name: {name}}}\n\
+             spec: {{partitions: {partitions}, replicationFactor: {replicas}, minInSyncReplicas: {min_in_sync}}}\n"
+        )
+    };
     format!(
         "apiVersion: millrace.dev/v1alpha1\nkind: Cluster\nmetadata: {{name: main}}\n\
-         spec: {{replicas: {brokers}, durability: {durability}, storage: {{size: 1Gi}}}}\n---\n\
-         apiVersion: millrace.dev/v1alpha1\nkind: Topic\nmetadata: {{name: {TOPIC}}}\n\
-         spec: {{partitions: {partitions}, replicationFactor: {replicas}, minInSyncReplicas: {min_in_sync}}}\n"
+         spec: {{replicas: {brokers}, durability: {durability}, storage: {{size: 1Gi}}}}\n{}{}",
+        topic(TOPIC),
+        topic(COPY)
     )
 }

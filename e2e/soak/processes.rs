@@ -9,6 +9,7 @@ use millrace_e2e::leases::Leases;
 use millrace_e2e::volume::Volume;
 use millrace_e2e::wires::Node;
 
+use crate::copiers::COPY;
 use crate::load::TOPIC;
 use crate::plan::{Fault, Kind};
 use crate::soak::Options;
@@ -60,6 +61,14 @@ impl Processes {
             min_in_sync: options.min_in_sync,
         };
         fleet.create_topic(topic).await?;
+        if options.copiers > 0 {
+            let copy = NewTopic {
+                name: COPY,
+                ..topic
+            };
+            fleet.create_topic(copy).await?;
+            fleet.create_internal_topics(options.replicas).await?;
+        }
         Ok(Self { fleet, volumes })
     }
 

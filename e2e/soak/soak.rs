@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::consumers::{Reader, ends};
+use crate::copiers::{Copied, compare as compare_copy, copied_up_to, copy};
 use crate::load::{Load, TOPIC};
 use crate::nemesis::Nemesis;
 use crate::plan::{Kind, Plan};
@@ -60,6 +61,9 @@ pub(crate) struct Options {
     pub(crate) rate: u32,
     #[arg(long, default_value_t = 2)]
     consumers: u32,
+    /// Members of a group that copy all of it into another topic, exactly once.
+    #[arg(long, default_value_t = 2)]
+    pub(crate) copiers: u32,
     /// Bytes of each value.
     #[arg(long, default_value_t = 100)]
     pub(crate) size: usize,
@@ -225,6 +229,15 @@ async fn break_things(
         consumers.spawn(reader.clone().read(load.clone()));
     }
 
+    let copied = Arc::new(Copied::default());
+    let stop_copying = CancellationToken::new();
+    let mut copiers = JoinSet::new();
+    for index in 0..options.copiers {
+        let seed = seed ^ u64::from(index + 1) << 48;
+        let (load, copied, stop) = (load.clone(), copied.clone(), stop_copying.clone());
+        copiers.spawn(copy(load, copied, index, seed, stop));
+    }
+
     let mut nemesis = Nemesis {
         target,
         load: &load,
@@ -245,6 +258,7 @@ async fn break_things(
         faults = nemesis.run(plan, duration, faults_max) => faults?,
         ended = first_failure(&mut producers) => bail!("a producer's task ended: {:?}", ended.err()),
         ended = first_failure(&mut consumers) => bail!("a consumer's task ended: {:?}", ended.err()),
+        ended = first_failure(&mut copiers) => bail!("a copier's task ended: {:?}", ended.err()),
     };
     // Also what ended just before.
     nemesis.wait(Duration::from_secs(2)).await?;
@@ -274,6 +288,25 @@ async fn break_things(
     }
     let ends = drain(options, &load, &readers, &mut problems).await?;
     drop(consumers);
+    if let Some(ends) = ends.as_ref().filter(|_| options.copiers > 0) {
+        const WITHIN: Duration = Duration::from_secs(180);
+        match timeout(WITHIN, copied_up_to(&load, ends)).await {
+            Ok(done) => done?,
+            Err(_) => problems.push(format!("the copy is not whole after {WITHIN:?}")),
+        }
+        stop_copying.cancel();
+        while copiers
+            .join_next()
+            .await
+            .transpose()?
+            .transpose()?
+            .is_some()
+        {}
+        println!("{}", copied.summary());
+        if let Err(error) = compare_copy(&load, ends).await {
+            problems.push(format!("the copy: {error:#}"));
+        }
+    }
     load.recorder.flush()?;
     let stores = match &ends {
         Some(_) => target.end().await?,
