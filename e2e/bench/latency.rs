@@ -1,20 +1,16 @@
 //! From produce to consume at a steady rate.
 //!
-//! Records leave on a fixed schedule and carry the time at which they were due, not the time at which they left: a stall counts
-//! for every record that it delays (no coordinated omission). Producer and consumer are one process, so that one clock
-//! measures both ends. KafkaBench.java does the same for Kafka.
+//! Producer and consumer are one process, so that one clock measures both ends. KafkaBench.java does the same for Kafka.
 
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use futures::stream::{FuturesUnordered, StreamExt};
-use hdrhistogram::Histogram;
-use millrace_client::{Acks, Bytes, Producer, Record, StartFrom};
+use millrace_client::{Acks, StartFrom};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use crate::Bench;
+use crate::pace::{Latencies, Pace};
 use crate::peer::{Broker, Durability, Topic, kafka, millrace, run};
 use crate::table::{Goal, Report};
 
@@ -37,15 +33,11 @@ pub(crate) struct Options {
 const TOPIC: &str = "latency";
 const PARTITIONS: u32 = 6;
 
-struct Latencies {
+struct Measured {
     sent: u64,
     acked: u64,
     received: u64,
-    measured: u64,
-    p50: Duration,
-    p99: Duration,
-    p999: Duration,
-    max: Duration,
+    latencies: Latencies,
 }
 
 pub(crate) async fn latency(bench: &Bench, options: &Options) -> Result<Report> {
@@ -61,26 +53,19 @@ pub(crate) async fn latency(bench: &Bench, options: &Options) -> Result<Report> 
             Broker::Millrace(broker) => ours(broker, options).await?,
             Broker::Kafka(broker) => theirs(broker, options).await?,
         };
+        let Measured {
+            sent,
+            acked,
+            received,
+            latencies,
+        } = measured;
         let (total, timed) = (options.total(), options.rate * options.seconds);
         ensure!(
-            [
-                measured.sent,
-                measured.acked,
-                measured.received,
-                measured.measured
-            ] == [total, total, total, timed],
-            "of {total} records {} were sent, {} acknowledged, {} received, and of {timed} to be timed {} were",
-            measured.sent,
-            measured.acked,
-            measured.received,
-            measured.measured
+            [sent, acked, received, latencies.count] == [total, total, total, timed],
+            "of {total} records {sent} were sent, {acked} acknowledged, {received} received, and of {timed} to be timed {} were",
+            latencies.count
         );
-        let half = Some(Goal::RatioAtMost(0.5));
-        let ms = |time: Duration| time.as_secs_f64() * 1_000.0;
-        report.add(peer, "p50, ms", half, ms(measured.p50));
-        report.add(peer, "p99, ms", half, ms(measured.p99));
-        report.add(peer, "p99.9, ms", half, ms(measured.p999));
-        report.add(peer, "max, ms", None, ms(measured.max));
+        latencies.add_to(&mut report, peer, "", Some(Goal::RatioAtMost(0.5)));
         let usage = broker.process().usage()?;
         report.add(
             peer,
@@ -99,7 +84,7 @@ impl Options {
     }
 }
 
-async fn ours(broker: &millrace::Broker, options: &Options) -> Result<Latencies> {
+async fn ours(broker: &millrace::Broker, options: &Options) -> Result<Measured> {
     let producer = broker
         .client()
         .await?
@@ -117,11 +102,17 @@ async fn ours(broker: &millrace::Broker, options: &Options) -> Result<Latencies>
     let epoch = Instant::now();
     let start = Duration::from_millis(100);
     let (failed, mut failure) = mpsc::channel(1);
+    let pace = Pace {
+        topic: TOPIC,
+        size: usize::try_from(options.size)?,
+        rate: options.rate,
+        epoch,
+        start,
+    };
     let schedule = {
-        let (options, runtime) = (options.clone(), Handle::current());
-        // A thread, not a task: the runtime's timer has a resolution of a millisecond.
+        let (total, runtime) = (options.total(), Handle::current());
         move || {
-            let sent = send_on_schedule(&producer, &runtime, &options, epoch, start);
+            let sent = pace.send(&producer, &runtime, |sent| sent < total, |_| {});
             if sent.is_err() {
                 // The receiver is gone if it failed first, and then there is nothing to tell it.
                 let _ = failed.blocking_send(());
@@ -132,7 +123,7 @@ async fn ours(broker: &millrace::Broker, options: &Options) -> Result<Latencies>
     let sender = tokio::task::spawn_blocking(schedule);
 
     let measure_from = start + Duration::from_secs(options.warm_up);
-    let mut histogram = Histogram::<u64>::new(3)?;
+    let mut histogram = Latencies::histogram()?;
     let mut received = 0;
     let receive = async {
         while received < options.total() {
@@ -161,65 +152,15 @@ async fn ours(broker: &millrace::Broker, options: &Options) -> Result<Latencies>
         );
     }
     let acked = sender.await??;
-    let at = |quantile| Duration::from_nanos(histogram.value_at_quantile(quantile));
-    Ok(Latencies {
+    Ok(Measured {
         sent: options.total(),
         acked,
         received,
-        measured: histogram.len(),
-        p50: at(0.5),
-        p99: at(0.99),
-        p999: at(0.999),
-        max: Duration::from_nanos(histogram.max()),
+        latencies: Latencies::of(&histogram),
     })
 }
 
-/// Sends all records and returns how many were acknowledged.
-fn send_on_schedule(
-    producer: &Producer,
-    runtime: &Handle,
-    options: &Options,
-    epoch: Instant,
-    start: Duration,
-) -> Result<u64> {
-    let interval = Duration::from_secs(1) / u32::try_from(options.rate)?;
-    let (answered, mut answers) = mpsc::channel(1 << 16);
-    let counter = runtime.spawn(async move {
-        let mut pending = FuturesUnordered::new();
-        let mut acked: u64 = 0;
-        loop {
-            tokio::select! {
-                Some(delivery) = answers.recv() => pending.push(delivery),
-                Some(answer) = pending.next() => {
-                    let _: millrace_client::RecordMeta = answer?;
-                    acked += 1;
-                }
-                else => return Ok::<_, millrace_client::Error>(acked),
-            }
-        }
-    });
-    let mut due = start;
-    for _ in 0..options.total() {
-        while let Some(early) = due
-            .checked_sub(epoch.elapsed())
-            .filter(|early| !early.is_zero())
-        {
-            thread::sleep(early);
-        }
-        let mut value = vec![0; usize::try_from(options.size)?];
-        value[..8].copy_from_slice(&u64::try_from(due.as_nanos())?.to_be_bytes());
-        let delivery =
-            runtime.block_on(producer.send(Record::to(TOPIC).value(Bytes::from(value))))?;
-        if answered.blocking_send(delivery).is_err() {
-            break;
-        }
-        due += interval;
-    }
-    drop(answered);
-    Ok(runtime.block_on(counter)??)
-}
-
-async fn theirs(broker: &kafka::Broker, options: &Options) -> Result<Latencies> {
+async fn theirs(broker: &kafka::Broker, options: &Options) -> Result<Measured> {
     let args = [
         TOPIC.to_owned(),
         PARTITIONS.to_string(),
@@ -230,14 +171,10 @@ async fn theirs(broker: &kafka::Broker, options: &Options) -> Result<Latencies> 
     ];
     let out = run(broker.tools.bench("-Xmx512M", "latency", &args)).await?;
     let result = kafka::result(&out)?;
-    Ok(Latencies {
+    Ok(Measured {
         sent: result.get("sent")?,
         acked: result.get("acked")?,
         received: result.get("received")?,
-        measured: result.get("measured")?,
-        p50: Duration::from_nanos(result.get("p50_ns")?),
-        p99: Duration::from_nanos(result.get("p99_ns")?),
-        p999: Duration::from_nanos(result.get("p999_ns")?),
-        max: Duration::from_nanos(result.get("max_ns")?),
+        latencies: Latencies::theirs(&result)?,
     })
 }

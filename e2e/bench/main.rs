@@ -4,20 +4,25 @@
 //! disk. A table shows the median of the rounds and their spread. A benchmark checks what it counts: all that was sent must be
 //! acknowledged, and be in the log. Not responsible for correctness beyond that: the tests are.
 
+mod catchup;
 mod connections;
 mod failover;
 mod fetch;
 mod fsync;
+mod groups;
 mod latency;
 mod layouts;
 mod limits;
+mod live;
 mod machine;
+mod pace;
 mod partitions;
 mod peer;
 mod produce;
 mod replicated;
 mod table;
 mod throughput;
+mod transactions;
 mod trio;
 
 use std::path::PathBuf;
@@ -75,6 +80,12 @@ enum Load {
     Failover(failover::Options),
     /// Three brokers, all with all records: one producer, as fast as it can.
     Replicated(replicated::Options),
+    /// Three brokers, one of which fetches everything anew: what live traffic notices, and how long it takes.
+    Catchup(catchup::Options),
+    /// Many members of one group, and many groups.
+    Groups(groups::Options),
+    /// Transactions, one after another.
+    Transactions(transactions::Options),
     /// All on one broker, as the README shows them.
     All {
         /// Short loads, to see that everything works. The figures mean nothing.
@@ -193,7 +204,7 @@ async fn run(cli: Cli) -> Result<()> {
         work: work.path().to_owned(),
     };
     let kafka = match cli.load {
-        Load::Failover(_) | Load::Replicated(_) => {
+        Load::Failover(_) | Load::Replicated(_) | Load::Catchup(_) => {
             "three KRaft nodes, each broker and controller, 1 GiB heap each"
         }
         _ => "single KRaft node, 1 GiB heap",
@@ -219,6 +230,9 @@ async fn run(cli: Cli) -> Result<()> {
         Load::Partitions(options) => show(partitions::partitions(&bench, &options).await?),
         Load::Failover(options) => println!("{}", failover::failover(&bench, &options).await?),
         Load::Replicated(options) => show(replicated::replicated(&bench, &options).await?),
+        Load::Catchup(options) => show(catchup::catchup(&bench, &options).await?),
+        Load::Groups(options) => show(groups::groups(&bench, &options).await?),
+        Load::Transactions(options) => show(transactions::transactions(&bench, &options).await?),
         Load::All { quick } => all(&bench, quick).await?,
         Load::Layouts(options) => {
             println!("{}", layouts::layouts(&bench, &options).await?.markdown())

@@ -19,8 +19,8 @@ use millrace_e2e::gaps::{is_steady, longest_gap, quantile};
 
 use crate::Bench;
 use crate::peer::{Peer, Topic};
-use crate::trio::{REPLICAS, Trio};
-use writer::{Partition, Writer};
+use crate::trio::{Partition, REPLICAS, Trio};
+use writer::Writer;
 
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Options {
@@ -127,7 +127,8 @@ pub(crate) async fn failover(bench: &Bench, options: &Options) -> Result<String>
 
 /// One failure and its mending.
 async fn run(trio: &mut Trio, writer: &mut Writer, fault: Fault, balanced: bool) -> Result<Run> {
-    let state = writer.describe(trio).await?;
+    writer.check().await?;
+    let state = trio.describe(TOPIC).await?;
     let victim = state.first().and_then(|partition| partition.leader);
     let victim = victim.context("the first partition has no leader")?;
     let led: Vec<usize> = (0..state.len())
@@ -155,7 +156,7 @@ async fn run(trio: &mut Trio, writer: &mut Writer, fault: Fault, balanced: bool)
         });
         // What has not moved yet may still be about to.
         if steady {
-            let state = writer.describe(trio).await?;
+            let state = trio.describe(TOPIC).await?;
             let moved = |index: &usize| {
                 let leader = state.get(*index).and_then(|partition| partition.leader);
                 leader.is_some_and(|leader| leader != victim)
@@ -198,8 +199,9 @@ async fn whole(trio: &mut Trio, writer: &mut Writer, balanced: bool) -> Result<(
     let begun = Instant::now();
     loop {
         trio.start_ended()?;
-        let whole = writer.is_whole(trio).await?
-            && (!balanced || is_balanced(&writer.describe(trio).await?));
+        writer.check().await?;
+        let whole =
+            trio.is_whole(TOPIC).await? && (!balanced || is_balanced(&trio.describe(TOPIC).await?));
         let now = writer::now_ns();
         if whole && writer.all(|acks| is_steady(acks, now.saturating_sub(STEADY_NS), now, STILL_NS))
         {

@@ -1,21 +1,17 @@
 //! A producer that writes to each partition at an interval and notes when it is told that a record is written. Millrace's is a task here, Kafka's is
 //! KafkaBench.java; both use the system's monotonic clock.
 
-use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail, ensure};
 use millrace_client::{Acks, Bytes, Client, Record};
 use rustix::time::{ClockId, clock_gettime};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::process::{Child, ChildStdin, Command};
-use tokio::sync::mpsc;
+use tokio::process::{Child, ChildStdin};
 use tokio::task::JoinHandle;
 
 use super::{Options, TOPIC};
 use crate::peer::{Target, kafka, millrace};
-use crate::trio::{REPLICAS, Trio};
 
 /// The time, as [`Writer`] has it.
 pub(crate) fn now_ns() -> u64 {
@@ -32,12 +28,6 @@ struct Heard {
     errors: Vec<String>,
 }
 
-/// A partition as brokers describe it.
-pub(crate) struct Partition {
-    pub(crate) leader: Option<i32>,
-    in_sync: usize,
-}
-
 pub(crate) struct Writer {
     heard: Arc<Mutex<Heard>>,
     side: Side,
@@ -45,11 +35,7 @@ pub(crate) struct Writer {
 
 enum Side {
     Millrace(JoinHandle<Result<()>>),
-    Kafka {
-        child: Child,
-        commands: ChildStdin,
-        states: mpsc::Receiver<String>,
-    },
+    Kafka { child: Child, input: ChildStdin },
 }
 
 impl Writer {
@@ -68,44 +54,19 @@ impl Writer {
         Ok(Self { heard, side })
     }
 
-    /// The partitions, by index.
-    pub(crate) async fn describe(&mut self, trio: &Trio) -> Result<Vec<Partition>> {
-        match (&mut self.side, trio) {
-            (Side::Millrace(task), Trio::Millrace { fleet, .. }) => {
-                if task.is_finished() {
-                    task.await??;
-                    bail!("the writer has ended");
-                }
-                let partitions = fleet.leases().partitions(TOPIC).await?;
-                let partitions = partitions.iter().map(|lease| Partition {
-                    leader: lease.assignment.leader.map(|leader| leader.id),
-                    in_sync: lease.assignment.isr.len(),
-                });
-                Ok(partitions.collect())
+    /// Fails if it has ended.
+    pub(crate) async fn check(&mut self) -> Result<()> {
+        match &mut self.side {
+            Side::Millrace(task) if task.is_finished() => {
+                task.await??;
+                bail!("the writer has ended")
             }
-            (
-                Side::Kafka {
-                    commands, states, ..
-                },
-                Trio::Kafka(_),
-            ) => {
-                commands.write_all(b"describe\n").await?;
-                let state = states.recv().await.context("KafkaBench has ended")?;
-                state.split_whitespace().map(Partition::parse).collect()
+            Side::Millrace(_) => {}
+            Side::Kafka { child, .. } => {
+                ensure!(child.try_wait()?.is_none(), "the writer has ended");
             }
-            _ => bail!("a writer to one kind of brokers, and brokers of the other"),
         }
-    }
-
-    /// Whether all replicas of all partitions are in sync.
-    pub(crate) async fn is_whole(&mut self, trio: &Trio) -> Result<bool> {
-        if let Trio::Millrace { fleet, .. } = trio {
-            return Ok(fleet.leases().unwhole(TOPIC).await?.is_empty());
-        }
-        let partitions = self.describe(trio).await?;
-        let whole =
-            |partition: &Partition| partition.leader.is_some() && partition.in_sync == REPLICAS;
-        Ok(!partitions.is_empty() && partitions.iter().all(whole))
+        Ok(())
     }
 
     /// Looks at the acknowledgements of one partition.
@@ -139,31 +100,13 @@ impl Writer {
     pub(crate) async fn stop(self) -> Result<()> {
         match self.side {
             Side::Millrace(task) => task.abort(),
-            Side::Kafka {
-                mut child,
-                commands,
-                ..
-            } => {
+            Side::Kafka { mut child, input } => {
                 // The end of its input is its own.
-                drop(commands);
+                drop(input);
                 child.wait().await?;
             }
         }
         Ok(())
-    }
-}
-
-impl Partition {
-    /// `LEADER:IN_SYNC`.
-    fn parse(text: &str) -> Result<Self> {
-        let parsed = text.split_once(':').and_then(|(leader, in_sync)| {
-            let leader: i32 = leader.parse().ok()?;
-            Some(Self {
-                leader: (leader >= 0).then_some(leader),
-                in_sync: in_sync.parse().ok()?,
-            })
-        });
-        parsed.with_context(|| format!("KafkaBench described a partition as {text:?}"))
     }
 }
 
@@ -211,24 +154,13 @@ fn start_kafka(
         options.interval_ms.to_string(),
         options.request_timeout_ms.to_string(),
     ];
-    let mut child = Command::from(tools.bench("-Xmx512M", "write", &args))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        // It warns of each try to reach the broker that failed.
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()?;
-    let commands = child.stdin.take().context("standard input is piped")?;
-    let out = child.stdout.take().context("standard output is piped")?;
-    let (described, states) = mpsc::channel(1);
+    let kafka::Running {
+        child,
+        input,
+        mut output,
+    } = tools.start_bench("write", &args)?;
     tokio::spawn(async move {
-        let mut lines = BufReader::new(out).lines();
-        while let Ok(Some(line)) = lines.next_line().await {
-            if let Some(state) = line.strip_prefix("state") {
-                // No one waits for it once the writer is being stopped.
-                let _ = described.send(state.to_owned()).await;
-                continue;
-            }
+        while let Ok(Some(line)) = output.next_line().await {
             let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
             match ack(&line) {
                 Some((partition, at)) if partition < heard.acks.len() => {
@@ -238,11 +170,7 @@ fn start_kafka(
             }
         }
     });
-    Ok(Side::Kafka {
-        child,
-        commands,
-        states,
-    })
+    Ok(Side::Kafka { child, input })
 }
 
 /// `ack PARTITION NANOSECONDS`.

@@ -4,6 +4,7 @@ import java.io.FileDescriptor;
 import java.io.FileOutputStream;
 import java.io.IOException;
 import java.io.InputStreamReader;
+import java.io.OutputStream;
 import java.io.PrintStream;
 import java.nio.ByteBuffer;
 import java.time.Duration;
@@ -11,20 +12,27 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
+import java.util.StringJoiner;
+import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.ExecutionException;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
 import java.util.concurrent.TimeUnit;
+import java.util.concurrent.atomic.AtomicBoolean;
 import java.util.concurrent.atomic.AtomicReference;
 import java.util.concurrent.atomic.LongAdder;
 import java.util.concurrent.locks.LockSupport;
+import java.util.function.LongConsumer;
+import java.util.function.LongPredicate;
 import java.util.stream.IntStream;
 
 import org.HdrHistogram.Histogram;
+import org.HdrHistogram.Recorder;
 import org.apache.kafka.clients.admin.Admin;
 import org.apache.kafka.clients.admin.TopicDescription;
 import org.apache.kafka.clients.consumer.KafkaConsumer;
+import org.apache.kafka.clients.consumer.OffsetAndMetadata;
 import org.apache.kafka.clients.producer.KafkaProducer;
 import org.apache.kafka.clients.producer.ProducerRecord;
 import org.apache.kafka.common.TopicPartition;
@@ -32,9 +40,9 @@ import org.apache.kafka.common.serialization.ByteArrayDeserializer;
 import org.apache.kafka.common.serialization.ByteArraySerializer;
 
 /**
- * The loads that Kafka's own tools don't offer: end-to-end latency in an open loop, many producers at once, and writes whose
- * acknowledgements are told one by one. Each does what its Rust counterpart (latency.rs, connections.rs, failover/writer.rs) does; the
- * first two print one line of JSON.
+ * The loads that Kafka's own tools don't offer: end-to-end latency in an open loop, many producers at once, writes at a rate, and writes
+ * whose acknowledgements are told one by one. Each does what its Rust counterpart (latency.rs, connections.rs, live.rs,
+ * failover/writer.rs) does; results are lines of JSON. And what brokers say of a topic, for trio.
  */
 public final class KafkaBench {
     public static void main(String[] args) throws Exception {
@@ -43,8 +51,14 @@ public final class KafkaBench {
                 Integer.parseInt(args[5]), Integer.parseInt(args[6]), Integer.parseInt(args[7]));
             case "connections" -> connections(args[1], args[2], Integer.parseInt(args[3]), Integer.parseInt(args[4]),
                 Integer.parseInt(args[5]), Integer.parseInt(args[6]), Integer.parseInt(args[7]));
+            case "live" -> live(args[1], args[2], Integer.parseInt(args[3]), Integer.parseInt(args[4]));
             case "write" -> write(args[1], args[2], Integer.parseInt(args[3]), Integer.parseInt(args[4]), Integer.parseInt(args[5]),
                 Integer.parseInt(args[6]));
+            case "transactions" -> transactions(args[1], args[2], Integer.parseInt(args[3]), Integer.parseInt(args[4]),
+                Integer.parseInt(args[5]), Integer.parseInt(args[6]), Integer.parseInt(args[7]));
+            case "groups" -> groups(args[1], args[2], Integer.parseInt(args[3]), Integer.parseInt(args[4]), Integer.parseInt(args[5]),
+                Integer.parseInt(args[6]));
+            case "describe" -> describe(args[1]);
             default -> throw new IllegalArgumentException("unknown load " + args[0]);
         }
     }
@@ -53,7 +67,6 @@ public final class KafkaBench {
     private static void latency(String bootstrap, String topic, int partitions, int size, int rate, int seconds, int warmup)
             throws Exception {
         long total = (long) rate * (seconds + warmup);
-        long interval = 1_000_000_000L / rate;
         Histogram histogram = new Histogram(TimeUnit.MINUTES.toNanos(10), 3);
         AtomicReference<Throwable> failure = new AtomicReference<>();
         LongAdder acked = new LongAdder();
@@ -72,11 +85,7 @@ public final class KafkaBench {
         long measureFrom = start + warmup * 1_000_000_000L;
         long giveUp = start + (seconds + warmup + 60) * 1_000_000_000L;
         Thread sender = new Thread(() -> {
-            for (long i = 0; i < total; i++) {
-                long due = start + i * interval;
-                for (long now = System.nanoTime(); now < due; now = System.nanoTime()) {
-                    LockSupport.parkNanos(due - now);
-                }
+            onSchedule(start, rate, sent -> sent < total, due -> {
                 byte[] value = ByteBuffer.allocate(size).putLong(due).array();
                 producer.send(new ProducerRecord<>(topic, value), (metadata, error) -> {
                     if (error == null) {
@@ -85,7 +94,7 @@ public final class KafkaBench {
                         failure.compareAndSet(null, error);
                     }
                 });
-            }
+            });
             producer.flush();
         }, "sender");
         sender.start();
@@ -105,9 +114,163 @@ public final class KafkaBench {
         if (failure.get() != null) {
             throw new IllegalStateException("produce failed", failure.get());
         }
-        System.out.printf("{\"sent\":%d,\"acked\":%d,\"received\":%d,\"measured\":%d,\"p50_ns\":%d,\"p99_ns\":%d,\"p999_ns\":%d,\"max_ns\":%d}%n",
-            total, acked.sum(), received, histogram.getTotalCount(), histogram.getValueAtPercentile(50),
-            histogram.getValueAtPercentile(99), histogram.getValueAtPercentile(99.9), histogram.getMaxValue());
+        System.out.printf("{\"sent\":%d,\"acked\":%d,\"received\":%d,%s}%n", total, acked.sum(), received, latencies(histogram));
+    }
+
+    /** Calls `send` with the time at which a record is due, as long as `more`, told how many have left, wants another one. */
+    private static void onSchedule(long start, int rate, LongPredicate more, LongConsumer send) {
+        long interval = 1_000_000_000L / rate;
+        for (long sent = 0; more.test(sent); sent++) {
+            long due = start + sent * interval;
+            for (long now = System.nanoTime(); now < due; now = System.nanoTime()) {
+                LockSupport.parkNanos(due - now);
+            }
+            send.accept(due);
+        }
+    }
+
+    private static String latencies(Histogram histogram) {
+        return String.format("\"measured\":%d,\"p50_ns\":%d,\"p99_ns\":%d,\"p999_ns\":%d,\"max_ns\":%d", histogram.getTotalCount(),
+            histogram.getValueAtPercentile(50), histogram.getValueAtPercentile(99), histogram.getValueAtPercentile(99.9),
+            histogram.getMaxValue());
+    }
+
+    /** One transaction after another, as transactions.rs. */
+    private static void transactions(String bootstrap, String topic, int partitions, int size, int records, int warmup, int seconds) {
+        KafkaProducer<byte[], byte[]> producer = new KafkaProducer<>(
+            Map.of("bootstrap.servers", bootstrap, "acks", "all", "linger.ms", 0, "transactional.id", "bench"),
+            new ByteArraySerializer(), new ByteArraySerializer());
+        producer.initTransactions();
+        byte[] value = new byte[size];
+        Histogram histogram = new Histogram(TimeUnit.MINUTES.toNanos(10), 3);
+        long begun = 0;
+        for (int run : new int[] {warmup, seconds}) {
+            histogram.reset();
+            begun = System.nanoTime();
+            while (System.nanoTime() - begun < run * 1_000_000_000L) {
+                long one = System.nanoTime();
+                producer.beginTransaction();
+                for (int record = 0; record < records; record++) {
+                    producer.send(new ProducerRecord<>(topic, record % partitions, null, value));
+                }
+                producer.commitTransaction();
+                histogram.recordValue(System.nanoTime() - one);
+            }
+        }
+        System.out.printf("{\"transactions\":%d,\"seconds\":%f,\"p50_ns\":%d,\"p99_ns\":%d}%n", histogram.getTotalCount(),
+            (System.nanoTime() - begun) / 1e9, histogram.getValueAtPercentile(50), histogram.getValueAtPercentile(99));
+        producer.close();
+    }
+
+    /**
+     * Many members of one group, as groups.rs: the time until each has its share, how long it takes when one leaves and another one joins, and how
+     * often they commit.
+     */
+    private static void groups(String bootstrap, String topic, int members, int partitions, int changes, int seconds) throws Exception {
+        Map<Integer, Integer> shares = new ConcurrentHashMap<>();
+        Map<Integer, Thread> threads = new ConcurrentHashMap<>();
+        java.util.Set<Integer> leaving = ConcurrentHashMap.newKeySet();
+        AtomicBoolean committing = new AtomicBoolean();
+        AtomicBoolean stopping = new AtomicBoolean();
+        LongAdder commits = new LongAdder();
+        java.util.function.IntConsumer join = id -> {
+            Thread thread = new Thread(() -> {
+                try (KafkaConsumer<byte[], byte[]> consumer = new KafkaConsumer<>(
+                        Map.of("bootstrap.servers", bootstrap, "group.id", "members", "group.protocol", "consumer",
+                            "enable.auto.commit", false),
+                        new ByteArrayDeserializer(), new ByteArrayDeserializer())) {
+                    consumer.subscribe(List.of(topic));
+                    while (!stopping.get() && !leaving.contains(id)) {
+                        consumer.poll(Duration.ofMillis(committing.get() ? 0 : 50));
+                        shares.put(id, consumer.assignment().size());
+                        if (committing.get() && !consumer.assignment().isEmpty()) {
+                            TopicPartition one = consumer.assignment().iterator().next();
+                            consumer.commitSync(Map.of(one, new OffsetAndMetadata(0)));
+                            commits.increment();
+                        }
+                    }
+                }
+                shares.remove(id);
+                threads.remove(id);
+            }, "member-" + id);
+            threads.put(id, thread);
+            thread.start();
+        };
+        java.util.function.IntFunction<Long> settle = count -> {
+            long begun = System.nanoTime();
+            while (true) {
+                int least = partitions / count;
+                int most = (partitions + count - 1) / count;
+                boolean even = shares.size() == count && shares.values().stream().mapToInt(n -> n).sum() == partitions
+                    && shares.values().stream().allMatch(n -> n >= least && n <= most);
+                if (even) {
+                    return System.nanoTime() - begun;
+                }
+                if (System.nanoTime() - begun > 300_000_000_000L) {
+                    throw new IllegalStateException("not settled after 300 s: " + shares.size() + " members");
+                }
+                LockSupport.parkNanos(1_000_000);
+            }
+        };
+        for (int id = 0; id < members; id++) {
+            join.accept(id);
+        }
+        long joined = settle.apply(members);
+        Histogram histogram = new Histogram(TimeUnit.MINUTES.toNanos(10), 3);
+        for (int change = 0; change < changes; change++) {
+            leaving.add(change);
+            join.accept(members + change);
+            histogram.recordValue(settle.apply(members));
+        }
+        committing.set(true);
+        Thread.sleep(2_000);
+        commits.reset();
+        Thread.sleep(seconds * 1_000L);
+        long committed = commits.sum();
+        System.out.printf("{\"joined_ns\":%d,\"change_p50_ns\":%d,\"change_max_ns\":%d,\"commits_per_s\":%f}%n", joined,
+            histogram.getValueAtPercentile(50), histogram.getMaxValue(), committed / (double) seconds);
+        System.out.flush();
+        Runtime.getRuntime().halt(0);
+    }
+
+    /**
+     * Writes at a rate until standard input ends. Each line there is answered by how long the records took that were acknowledged since the
+     * last one, and the end by the rest of them.
+     */
+    private static void live(String bootstrap, String topic, int size, int rate) throws Exception {
+        Recorder recorder = new Recorder(TimeUnit.MINUTES.toNanos(10), 3);
+        AtomicReference<Throwable> failure = new AtomicReference<>();
+        AtomicBoolean stopping = new AtomicBoolean();
+        KafkaProducer<byte[], byte[]> producer = new KafkaProducer<>(
+            Map.of("bootstrap.servers", bootstrap, "acks", "all", "linger.ms", 0),
+            new ByteArraySerializer(), new ByteArraySerializer());
+        producer.partitionsFor(topic);
+        byte[] value = new byte[size];
+        long start = System.nanoTime() + 100_000_000L;
+        Thread sender = new Thread(() -> onSchedule(start, rate, sent -> !stopping.get(), due ->
+            producer.send(new ProducerRecord<>(topic, value), (metadata, error) -> {
+                if (error == null) {
+                    recorder.recordValue(System.nanoTime() - due);
+                } else {
+                    failure.compareAndSet(null, error);
+                }
+            })), "sender");
+        sender.start();
+        BufferedReader in = new BufferedReader(new InputStreamReader(System.in));
+        boolean more = true;
+        while (more) {
+            more = in.readLine() != null;
+            if (!more) {
+                stopping.set(true);
+                sender.join();
+                producer.close();
+            }
+            if (failure.get() == null) {
+                System.out.printf("{%s}%n", latencies(recorder.getIntervalHistogram()));
+            } else {
+                System.out.println("a write failed: " + failure.get());
+            }
+        }
     }
 
     /** Each producer has its own connection and partition, and replaces each record acknowledged by another. */
@@ -148,8 +311,7 @@ public final class KafkaBench {
 
     /**
      * Writes to each partition at an interval until standard input ends. Prints "ack PARTITION NANOSECONDS" for each record, by the
-     * system's monotonic clock, and "error PARTITION TEXT". To the line "describe" the answer is "state LEADER:IN_SYNC ...", by
-     * partition; -1 is no leader.
+     * system's monotonic clock, and "error PARTITION TEXT".
      */
     private static void write(String bootstrap, String topic, int partitions, int size, int intervalMs, int requestTimeoutMs)
             throws Exception {
@@ -158,12 +320,18 @@ public final class KafkaBench {
             Map.of("bootstrap.servers", bootstrap, "acks", "all", "linger.ms", 0,
                 "request.timeout.ms", requestTimeoutMs),
             new ByteArraySerializer(), new ByteArraySerializer());
-        Thread describer = new Thread(() -> describe(bootstrap, topic, out), "describer");
-        describer.start();
+        Thread input = new Thread(() -> {
+            try {
+                System.in.transferTo(OutputStream.nullOutputStream());
+            } catch (IOException error) {
+                out.println("error 0 standard input: " + error);
+            }
+        }, "input");
+        input.start();
         byte[] value = new byte[size];
         long interval = TimeUnit.MILLISECONDS.toNanos(intervalMs);
         long due = System.nanoTime();
-        while (describer.isAlive()) {
+        while (input.isAlive()) {
             for (int p = 0; p < partitions; p++) {
                 int partition = p;
                 producer.send(new ProducerRecord<>(topic, partition, null, value), (metadata, error) -> {
@@ -181,26 +349,25 @@ public final class KafkaBench {
         Runtime.getRuntime().halt(0);
     }
 
-    private static void describe(String bootstrap, String topic, PrintStream out) {
+    /** To each line, the name of a topic, the answer is "LEADER:IN_SYNC ...", by partition; -1 is no leader. Empty if it can't be told. */
+    private static void describe(String bootstrap) throws IOException, InterruptedException {
         // A broker that hangs must not hold up the answer.
         Map<String, Object> properties = Map.of("bootstrap.servers", bootstrap, "request.timeout.ms", 1000,
             "default.api.timeout.ms", 5000);
         try (Admin admin = Admin.create(properties); BufferedReader in = new BufferedReader(new InputStreamReader(System.in))) {
-            for (String line = in.readLine(); line != null; line = in.readLine()) {
+            for (String topic = in.readLine(); topic != null; topic = in.readLine()) {
+                StringJoiner state = new StringJoiner(" ");
                 try {
                     TopicDescription found = admin.describeTopics(List.of(topic)).allTopicNames().get().get(topic);
-                    StringBuilder state = new StringBuilder("state");
                     for (var partition : found.partitions()) {
                         int leader = partition.leader() == null ? -1 : partition.leader().id();
-                        state.append(' ').append(leader).append(':').append(partition.isr().size());
+                        state.add(leader + ":" + partition.isr().size());
                     }
-                    out.println(state);
-                } catch (ExecutionException | InterruptedException error) {
-                    out.println("state");
+                } catch (ExecutionException error) {
+                    // Asked again soon.
                 }
+                System.out.println(state);
             }
-        } catch (IOException error) {
-            out.println("error 0 standard input: " + error);
         }
     }
 

@@ -3,10 +3,12 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout};
 
 use super::{Daemon, Durability, Site, Topic, free_port, run};
 
@@ -244,6 +246,24 @@ impl Tools {
         command
     }
 
+    /// A load of KafkaBench.java that goes on until its standard input ends.
+    pub(crate) fn start_bench(&self, load: &str, args: &[String]) -> Result<Running> {
+        let mut child = tokio::process::Command::from(self.bench(TOOL_HEAP, load, args))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            // It warns of each try to reach a broker that failed.
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()?;
+        let input = child.stdin.take().context("standard input is piped")?;
+        let output = child.stdout.take().context("standard output is piped")?;
+        Ok(Running {
+            child,
+            input,
+            output: BufReader::new(output).lines(),
+        })
+    }
+
     pub(crate) async fn create_topic(
         &self,
         topic: &Topic,
@@ -277,6 +297,32 @@ impl Tools {
         }
         Ok(sum)
     }
+}
+
+/// A load of KafkaBench.java.
+pub(crate) struct Running {
+    pub(crate) child: Child,
+    pub(crate) input: ChildStdin,
+    pub(crate) output: Lines<BufReader<ChildStdout>>,
+}
+
+impl Running {
+    /// Says a line, and returns the one that answers it.
+    pub(crate) async fn ask(&mut self, line: &str) -> Result<String> {
+        self.input.write_all(format!("{line}\n").as_bytes()).await?;
+        next(&mut self.output).await
+    }
+
+    /// Ends its input, and returns the line that answers that.
+    pub(crate) async fn end(mut self) -> Result<String> {
+        drop(self.input);
+        next(&mut self.output).await
+    }
+}
+
+async fn next(output: &mut Lines<BufReader<ChildStdout>>) -> Result<String> {
+    let line = output.next_line().await?;
+    line.context("KafkaBench has ended")
 }
 
 impl Broker {

@@ -4,20 +4,22 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use millrace_e2e::daemon::{Daemon, Usage};
 use millrace_e2e::free_port;
 use millrace_e2e::wires::{Node, Wires};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use super::{BROKERS, MIN_IN_SYNC, REPLICAS};
+use super::{BROKERS, MIN_IN_SYNC, Partition, REPLICAS};
 use crate::peer::{Topic, kafka};
 
 pub(crate) struct KafkaTrio {
     pub(super) tools: kafka::Tools,
     pub(super) wires: Wires,
     nodes: Vec<Member>,
+    /// Started when it is asked first.
+    describer: Option<kafka::Running>,
     // Last: fields drop in this order, and the folder can go only after the processes.
     _folder: TempDir,
 }
@@ -67,6 +69,7 @@ impl KafkaTrio {
             },
             wires,
             nodes: Vec::new(),
+            describer: None,
             _folder: folder,
         };
         for mut node in nodes {
@@ -104,6 +107,40 @@ impl KafkaTrio {
         Ok(())
     }
 
+    /// Deletes all that is on the volume of a node that does not run, but for what makes it this node and one of the controllers.
+    pub(super) fn wipe(&mut self, id: i32) -> Result<()> {
+        const KEPT: [&str; 3] = [
+            "meta.properties",
+            "bootstrap.checkpoint",
+            "__cluster_metadata-0",
+        ];
+        let node = self.node(id)?;
+        ensure!(
+            node.process.is_none(),
+            "node {id} runs: its volume is in use"
+        );
+        for entry in fs::read_dir(node.dir.join("data"))? {
+            let entry = entry?;
+            if KEPT.iter().any(|kept| entry.file_name() == *kept) {
+                continue;
+            }
+            match entry.file_type()?.is_dir() {
+                true => fs::remove_dir_all(entry.path())?,
+                false => fs::remove_file(entry.path())?,
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn describe(&mut self, topic: &str) -> Result<Vec<Partition>> {
+        let describer = match &mut self.describer {
+            Some(describer) => describer,
+            none => none.insert(self.tools.start_bench("describe", &[])?),
+        };
+        let described = describer.ask(topic).await?;
+        described.split_whitespace().map(Partition::parse).collect()
+    }
+
     pub(super) fn start_ended(&mut self) -> Result<()> {
         for (id, node) in (0..).zip(&mut self.nodes) {
             let runs = match &mut node.process {
@@ -131,5 +168,19 @@ impl KafkaTrio {
         let index = usize::try_from(id).ok();
         let node = index.and_then(|index| self.nodes.get_mut(index));
         node.with_context(|| format!("there is no node {id}"))
+    }
+}
+
+impl Partition {
+    /// `LEADER:IN_SYNC`.
+    fn parse(text: &str) -> Result<Self> {
+        let parsed = text.split_once(':').and_then(|(leader, in_sync)| {
+            let leader: i32 = leader.parse().ok()?;
+            Some(Self {
+                leader: (leader >= 0).then_some(leader),
+                in_sync: in_sync.parse().ok()?,
+            })
+        });
+        parsed.with_context(|| format!("KafkaBench described a partition as {text:?}"))
     }
 }

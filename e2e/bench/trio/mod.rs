@@ -1,4 +1,4 @@
-//! Three brokers of either kind behind one face: start, break, mend.
+//! Three brokers of either kind behind one face: start, break, mend, and what they say of a topic.
 //!
 //! Brokers are numbered from 0. If they are to be breakable, they reach each other, and clients them, through `wires`.
 
@@ -27,6 +27,13 @@ pub(crate) enum Trio {
         _folder: TempDir,
     },
     Kafka(KafkaTrio),
+}
+
+/// A partition as brokers describe it.
+pub(crate) struct Partition {
+    pub(crate) leader: Option<i32>,
+    /// How many replicas are in sync.
+    pub(crate) in_sync: usize,
 }
 
 impl Peers {
@@ -97,6 +104,32 @@ impl Trio {
         }
     }
 
+    /// The partitions of a topic, by index.
+    pub(crate) async fn describe(&mut self, topic: &str) -> Result<Vec<Partition>> {
+        match self {
+            Self::Millrace { fleet, .. } => {
+                let partitions = fleet.leases().partitions(topic).await?;
+                let partitions = partitions.iter().map(|lease| Partition {
+                    leader: lease.assignment.leader.map(|leader| leader.id),
+                    in_sync: lease.assignment.isr.len(),
+                });
+                Ok(partitions.collect())
+            }
+            Self::Kafka(kafka) => kafka.describe(topic).await,
+        }
+    }
+
+    /// Whether all replicas of all partitions of a topic are in sync.
+    pub(crate) async fn is_whole(&mut self, topic: &str) -> Result<bool> {
+        if let Self::Millrace { fleet, .. } = self {
+            return Ok(fleet.leases().unwhole(topic).await?.is_empty());
+        }
+        let partitions = self.describe(topic).await?;
+        let whole =
+            |partition: &Partition| partition.leader.is_some() && partition.in_sync == REPLICAS;
+        Ok(!partitions.is_empty() && partitions.iter().all(whole))
+    }
+
     /// How many Leases were written, if that is what it coordinates by.
     pub(crate) async fn lease_writes(&self) -> Result<Option<u64>> {
         match self {
@@ -120,6 +153,14 @@ impl Trio {
             Self::Kafka(kafka) => kafka.kill(id)?,
         }
         Ok(())
+    }
+
+    /// Deletes all records that a broker has which does not run.
+    pub(crate) fn wipe(&mut self, id: i32) -> Result<()> {
+        match self {
+            Self::Millrace { fleet, .. } => fleet.broker(id)?.wipe(),
+            Self::Kafka(kafka) => kafka.wipe(id),
+        }
     }
 
     /// SIGSTOP.
