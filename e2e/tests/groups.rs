@@ -415,3 +415,23 @@ async fn what_is_wrong_is_refused_with_a_reason_and_the_group_goes_on() {
     consumer.commit().await.unwrap();
     assert_eq!(client.group_offsets("g").await.unwrap().len(), 6);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_far_a_group_is_behind_can_be_told_from_the_metrics() {
+    let broker = start().await;
+    let client = broker.client().await;
+    produce(&client, 0, 60).await;
+    let mut consumer = member(&client, "g").await;
+    assert_eq!(drain(&mut consumer).await.len(), 60);
+    consumer.commit().await.unwrap();
+    produce(&client, 60, 120).await;
+    assert_eq!(broker.metric("millrace_group_members{group=\"g\"}"), 1.0);
+    let (mut end, mut committed) = (0.0, 0.0);
+    for partition in 0..PARTITIONS {
+        let place = format!("topic=\"t\",partition=\"{partition}\"");
+        end += broker.metric(&format!("millrace_high_watermark{{{place}}}"));
+        let metric = format!("millrace_group_committed_offset{{group=\"g\",{place}}}");
+        committed += broker.metric(&metric);
+    }
+    assert_eq!((end, committed), (120.0, 60.0));
+}
