@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use millrace_client::{
     Client, Consumer, Error, ErrorKind, Record, StartFrom, TransactionalProducer,
 };
+use millrace_e2e::history::Seen;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
@@ -182,12 +183,15 @@ pub(crate) async fn compare(load: &Load, ends: &[i64]) -> Result<()> {
     for (partition, end) in (0..).zip(ends) {
         let original = values(&client, TOPIC, partition, usize::MAX, *end).await?;
         let copy = values(&client, COPY, partition, original.len(), i64::MAX).await?;
-        let differs = original.iter().zip(&copy).position(|(a, b)| a != b);
-        ensure!(
-            differs.is_none(),
-            "partition {partition}: record {} of the copy is not that of the topic",
-            differs.unwrap_or_default()
-        );
+        if let Some(at) = original.iter().zip(&copy).position(|(a, b)| a != b) {
+            let place = |of: &[Bytes]| of.iter().position(|value| *value == copy[at]);
+            bail!(
+                "partition {partition}: record {at} of the copy is {:?}, which is record {:?} of the topic, and in the copy record {:?} first",
+                Seen::parse(&copy[at]),
+                place(&original),
+                place(&copy)
+            );
+        }
         ensure!(
             original.len() == copy.len(),
             "partition {partition}: the topic has {} records, the copy {}",

@@ -227,6 +227,50 @@ async fn a_transaction_that_is_left_open_is_aborted_in_time() {
     assert_eq!(sorted(&committed), ["last", "next"]);
 }
 
+/// A transaction that has returned records of a partition when that goes to another member does not commit them: the other one reads them, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_goes_to_another_member_in_between_is_not_committed_twice() {
+    let broker = start().await;
+    let client = broker.client().await;
+    let plain = client.producer().build().await.unwrap();
+    for value in 0..10 {
+        let record = Record::to("in")
+            .partition(value % 2)
+            .value(value.to_string());
+        plain.send(record).await.unwrap().await.unwrap();
+    }
+    let mut consumer = member(&client).await;
+    for _ in 0..10 {
+        consumer.next_record().await.unwrap().unwrap();
+    }
+    let mut producer = producer(&client, "p").await;
+    let transaction = producer.begin().await.unwrap();
+    transaction.send(record(0, "x")).await.unwrap();
+    let mut other = member(&client).await;
+    // One of the two partitions is taken, which shows only if the consumer is asked for more.
+    while consumer.assignment().len() == 2 {
+        let _ = timeout(Duration::from_millis(50), consumer.next_record()).await;
+    }
+    let refused = transaction.send_offsets(&mut consumer).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::NotOwner, "{refused}");
+    let failed = transaction.commit().await.unwrap_err();
+    assert_eq!(failed.kind(), ErrorKind::NotOwner, "{failed}");
+    consumer.rewind().await.unwrap();
+    for member in [&mut consumer, &mut other] {
+        for _ in 0..5 {
+            let record = timeout(SOON, member.next_record()).await;
+            record.expect("all of it is read again").unwrap().unwrap();
+        }
+    }
+    let transaction = producer.begin().await.unwrap();
+    transaction.send_offsets(&mut consumer).await.unwrap();
+    transaction.send_offsets(&mut other).await.unwrap();
+    transaction.commit().await.unwrap();
+    let offsets = client.group_offsets("g").await.unwrap();
+    let committed: Vec<_> = offsets.iter().map(|o| (o.partition, o.offset)).collect();
+    assert_eq!(committed, [(0, 5), (1, 5)]);
+}
+
 async fn member(client: &Client) -> Consumer {
     let consumer = client.consumer().topic("in").group("g").auto_commit(None);
     consumer.build().await.unwrap()
@@ -252,14 +296,14 @@ async fn offsets_are_committed_with_the_transaction_or_not_at_all() {
     }
     let transaction = producer.begin().await.unwrap();
     transaction.send(record(0, "x")).await.unwrap();
-    transaction.send_offsets(&consumer).await.unwrap();
+    transaction.send_offsets(&mut consumer).await.unwrap();
     transaction.abort().await.unwrap();
     consumer.rewind().await.unwrap();
     assert_eq!(next(&mut consumer).await, 0);
     assert_eq!(next(&mut consumer).await, 1);
     let transaction = producer.begin().await.unwrap();
     transaction.send(record(0, "y")).await.unwrap();
-    transaction.send_offsets(&consumer).await.unwrap();
+    transaction.send_offsets(&mut consumer).await.unwrap();
     // Nobody may go on from what is not settled.
     let impatient = Client::builder(broker.address())
         .request_timeout(Duration::from_millis(300))
@@ -276,9 +320,9 @@ async fn offsets_are_committed_with_the_transaction_or_not_at_all() {
     assert_eq!(next(&mut consumer).await, 2);
     // Who commits by itself has nothing to do with transactions.
     let consumer = client.consumer().topic("in").group("other").build().await;
-    let consumer = consumer.unwrap();
+    let mut consumer = consumer.unwrap();
     let transaction = producer.begin().await.unwrap();
-    let refused = transaction.send_offsets(&consumer).await.unwrap_err();
+    let refused = transaction.send_offsets(&mut consumer).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::InvalidRequest, "{refused}");
 }
 

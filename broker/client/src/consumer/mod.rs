@@ -335,6 +335,7 @@ impl ConsumerBuilder {
             pending: None,
             task,
             membership,
+            lost: Vec::new(),
         };
         tracked
             .into_iter()
@@ -418,6 +419,8 @@ struct Engine {
     pending: Option<Pending>,
     task: AbortHandle,
     membership: Option<Handle>,
+    /// Partitions that went to other members after records of them were returned, which no transaction commits.
+    lost: Vec<(Arc<str>, i32)>,
 }
 
 /// A batch with its partition's index.
@@ -430,6 +433,8 @@ struct Tracked {
     position: i64,
     /// In a group, another member has it now.
     gone: bool,
+    /// Records of it were returned that no transaction commits yet.
+    unsettled: bool,
 }
 
 struct Pending {
@@ -447,6 +452,7 @@ impl Engine {
             generation: 0,
             position: offset,
             gone: false,
+            unsettled: false,
         });
     }
 
@@ -467,6 +473,9 @@ impl Engine {
                 continue;
             }
             tracked.gone = true;
+            if std::mem::take(&mut tracked.unsettled) {
+                self.lost.push(key);
+            }
             tracked.generation += 1;
             let generation = tracked.generation;
             // Fails only if the task is gone; the next poll says so.
@@ -766,6 +775,23 @@ impl Consumer {
         read.collect()
     }
 
+    /// An error if records were returned of a partition that another member has by now, and which no transaction commits: that one reads them, too.
+    pub(crate) fn check_kept(&self) -> Result<(), Error> {
+        let Some((topic, partition)) = self.engine.lost.first() else {
+            return Ok(());
+        };
+        let message = "the partition went to another member in the middle of the transaction: abort it, and rewind the consumer";
+        Err(Error::new(ErrorKind::NotOwner, message).at(topic, *partition))
+    }
+
+    /// What was returned before is a transaction's to commit.
+    pub(crate) fn settled(&mut self) {
+        self.engine.lost.clear();
+        for tracked in &mut self.engine.tracked {
+            tracked.unsettled = false;
+        }
+    }
+
     /// As whom it commits.
     pub(crate) async fn committer(&self) -> Result<Committer, Error> {
         self.engine.ask(|reply| Request::Identify { reply }).await
@@ -798,6 +824,7 @@ impl Consumer {
             self.seek(&topic, partition, StartFrom::Offset(offset))
                 .await?;
         }
+        self.settled();
         Ok(())
     }
 
@@ -859,6 +886,7 @@ impl Consumer {
                     Some(Ok(record)) if record.offset < current.position => continue,
                     Some(Ok(record)) => {
                         current.position = record.offset.saturating_add(1);
+                        self.engine.tracked[current.index].unsettled = true;
                         return Poll::Ready(Some(Ok(ConsumedRecord {
                             topic: current.topic.clone(),
                             partition: current.partition,

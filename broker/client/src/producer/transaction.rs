@@ -337,7 +337,10 @@ impl Transaction<'_> {
 
     /// Commits what the consumer has returned so far, for its group, if the transaction is committed. The consumer must be a member of a group
     /// and not commit by itself (`auto_commit(None)`). Until the transaction ends, no one can read these offsets.
-    pub async fn send_offsets(&self, consumer: &Consumer) -> Result<(), Error> {
+    ///
+    /// Fails if a partition went to another member after records of it were returned: abort the transaction, and
+    /// [`rewind`](Consumer::rewind) the consumer.
+    pub async fn send_offsets(&self, consumer: &mut Consumer) -> Result<(), Error> {
         let read = consumer.positions().into_iter();
         let offsets =
             read.map(|(assigned, offset)| (assigned.topic.clone(), assigned.partition, offset));
@@ -347,7 +350,7 @@ impl Transaction<'_> {
     /// The same for these offsets: (topic, partition, the next offset to be read).
     pub async fn send_offsets_of(
         &self,
-        consumer: &Consumer,
+        consumer: &mut Consumer,
         offsets: &[(&str, i32, i64)],
     ) -> Result<(), Error> {
         let offsets = offsets.iter();
@@ -358,13 +361,16 @@ impl Transaction<'_> {
 
     async fn hold(
         &self,
-        consumer: &Consumer,
+        consumer: &mut Consumer,
         offsets: Vec<(Arc<str>, i32, i64)>,
     ) -> Result<(), Error> {
         let transactions = &self.producer.transactions;
         if let Some(error) = transactions.failed() {
             return Err(error);
         }
+        consumer
+            .check_kept()
+            .inspect_err(|error| transactions.fail(error))?;
         let committer = consumer.committer().await?;
         if offsets.is_empty() {
             return Ok(());
@@ -387,7 +393,9 @@ impl Transaction<'_> {
         let held = transactions
             .add_offsets(offsets, self.producer.deadline())
             .await;
-        held.inspect_err(|error| transactions.fail(error))
+        held.inspect_err(|error| transactions.fail(error))?;
+        consumer.settled();
+        Ok(())
     }
 
     /// Sends what is in the buffer, waits for it, and commits. If this fails with something but [`ErrorKind::TimedOut`] or
