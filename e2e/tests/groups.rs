@@ -435,3 +435,56 @@ async fn how_far_a_group_is_behind_can_be_told_from_the_metrics() {
     }
     assert_eq!((end, committed), (120.0, 60.0));
 }
+
+/// Has an app that dies again and again work through a topic. It says what it has done, in order, over all its lives.
+async fn work_and_die(client: &Client, group: &str, commits_first: bool) -> Vec<u32> {
+    const LIVES: u32 = 12;
+    let mut done = Vec::new();
+    for life in 0..=LIVES {
+        let consumer = client.consumer().topic("t").group(group).auto_commit(None);
+        // Static, so that who comes after a death goes on at once.
+        let mut consumer = consumer.instance_id("worker").build().await.unwrap();
+        let mut left = if life < LIVES { 7 + life % 5 } else { u32::MAX };
+        // It dies before or after what comes second: dropped as it is, it commits nothing more.
+        let dies_late = life % 2 == 0;
+        while let Ok(record) = timeout(Duration::from_secs(2), consumer.next_record()).await {
+            let value = record.unwrap().unwrap().record.value.unwrap();
+            let value = std::str::from_utf8(&value).unwrap().parse().unwrap();
+            left -= 1;
+            if commits_first {
+                consumer.commit().await.unwrap();
+            } else {
+                done.push(value);
+            }
+            if left == 0 && !dies_late {
+                break;
+            }
+            if commits_first {
+                done.push(value);
+            } else {
+                consumer.commit().await.unwrap();
+            }
+            if left == 0 {
+                break;
+            }
+        }
+    }
+    done
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_commits_after_its_work_does_it_at_least_once_and_who_does_before_at_most_once() {
+    const RECORDS: u32 = 240;
+    let broker = start().await;
+    let client = broker.client().await;
+    produce(&client, 0, RECORDS).await;
+    let (after, before) = tokio::join!(
+        work_and_die(&client, "after", false),
+        work_and_die(&client, "before", true)
+    );
+    let distinct = |done: &[u32]| done.iter().copied().collect::<BTreeSet<u32>>().len();
+    assert_eq!(distinct(&after), RECORDS as usize, "nothing is left out");
+    assert!(after.len() > RECORDS as usize, "something is done twice");
+    assert_eq!(distinct(&before), before.len(), "nothing is done twice");
+    assert!(before.len() < RECORDS as usize, "something is left out");
+}

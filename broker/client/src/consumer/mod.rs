@@ -35,7 +35,10 @@ use self::{
 use crate::{
     Client,
     error::{Error, ErrorKind},
-    group::{self, Assignor, Committer, Event, GroupCoordinator, GroupSettings, Handle, Request},
+    group::{
+        self, Assignor, Committer, Event, GroupCoordinator, GroupSettings, Handle, Instance,
+        InstanceId, Request,
+    },
     offsets::{self, OffsetSpec, Query},
     transport::MAX_MESSAGE_BYTES,
 };
@@ -89,6 +92,7 @@ pub struct ConsumerBuilder {
     group: Option<Arc<str>>,
     pattern: Option<String>,
     instance_id: Option<String>,
+    static_member: bool,
     assignor: Assignor,
     session_timeout: Option<Duration>,
     rebalance_timeout: Duration,
@@ -110,6 +114,7 @@ impl ConsumerBuilder {
             group: None,
             pattern: None,
             instance_id: None,
+            static_member: true,
             assignor: Assignor::Uniform,
             session_timeout: None,
             rebalance_timeout: Duration::from_secs(60),
@@ -131,6 +136,13 @@ impl ConsumerBuilder {
         self
     }
 
+    /// Becomes a member of the group that is named after the app: `MILLRACE_GROUP` in its environment; without that, in Kubernetes, the workload that
+    /// the pod belongs to (`billing` for `billing-7d9c8b6f5d-x2x4z` and `billing-0`); elsewhere the name of its program.
+    pub fn group_of_app(mut self) -> Self {
+        self.group = group::group_of_app().or(Some("app".into()));
+        self
+    }
+
     /// Reads, in a group, also all topics whose whole name matches this regular expression, and those that are made later.
     pub fn pattern(mut self, pattern: impl Into<String>) -> Self {
         self.pattern = Some(pattern.into());
@@ -138,9 +150,16 @@ impl ConsumerBuilder {
     }
 
     /// Makes this a static member: the next process with the same instance id takes over what this one has, with no rebalance, if it comes within
-    /// the session timeout. In a StatefulSet, the pod's name.
+    /// the session timeout. In a pod of a StatefulSet that is the default, under the pod's name (if `POD_NAME` does not say otherwise, the host's): a
+    /// restart moves no partition.
     pub fn instance_id(mut self, id: impl Into<String>) -> Self {
         self.instance_id = Some(id.into());
+        self
+    }
+
+    /// Whether a pod of a StatefulSet is a static member without being told so. Default: true.
+    pub fn static_member(mut self, by_itself: bool) -> Self {
+        self.static_member = by_itself;
         self
     }
 
@@ -346,13 +365,18 @@ impl ConsumerBuilder {
 
 impl ConsumerBuilder {
     fn join(&self, group: &Arc<str>) -> Handle {
-        let default = match self.instance_id {
+        let instance_id = match &self.instance_id {
+            Some(id) => Some(InstanceId::Given(id.clone())),
+            None if self.static_member => Instance::take(group).map(InstanceId::Own),
+            None => None,
+        };
+        let default = match instance_id {
             Some(_) => Duration::from_secs(45),
             None => Duration::from_secs(10),
         };
         let settings = GroupSettings {
             group: group.clone(),
-            instance_id: self.instance_id.clone(),
+            instance_id,
             client_id: self.client.client_id().to_owned(),
             topics: self
                 .topics

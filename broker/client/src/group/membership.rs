@@ -20,7 +20,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-use super::{Assignor, GroupCoordinator, admin::flat};
+use super::{Assignor, GroupCoordinator, InstanceId, admin::flat};
 use crate::{
     backoff,
     consumer::{Assigned, StartFrom},
@@ -43,7 +43,7 @@ pub(crate) type Owned = BTreeMap<(Arc<str>, i32), Arc<Assigned>>;
 #[derive(Debug, Clone)]
 pub(crate) struct GroupSettings {
     pub(crate) group: Arc<str>,
-    pub(crate) instance_id: Option<String>,
+    pub(crate) instance_id: Option<InstanceId>,
     pub(crate) client_id: String,
     pub(crate) topics: Vec<String>,
     pub(crate) pattern: Option<String>,
@@ -359,7 +359,7 @@ impl Member {
         MemberHello {
             group_id: group.to_string(),
             member_id: self.member_id.clone(),
-            instance_id: instance_id.clone(),
+            instance_id: instance_id.as_ref().map(|id| id.as_str().to_owned()),
             client_id: client_id.clone(),
             subscription: Some(v1::Subscription {
                 topics: topics.clone(),

@@ -1,11 +1,13 @@
 //! Consumer groups: a consumer's membership, and what people ask about groups.
 
 mod admin;
+mod app;
 mod membership;
 mod offsets;
 
 pub(crate) use admin::flat;
 pub use admin::{CommittedOffset, GroupDescription, GroupMember, GroupState, GroupSummary};
+pub(crate) use app::{Instance, InstanceId, group as group_of_app};
 pub(crate) use membership::{Committer, Event, GroupSettings, Handle, Request, begin};
 pub(crate) use offsets::GroupCoordinator;
 
