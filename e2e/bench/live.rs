@@ -23,7 +23,7 @@ pub(crate) struct Live {
 
 enum Side {
     Millrace(Sender),
-    Kafka(kafka::Running),
+    Kafka(Box<kafka::Running>),
 }
 
 struct Sender {
@@ -46,7 +46,7 @@ impl Live {
             }
             Target::Kafka(tools) => {
                 let args = [topic.to_owned(), size.to_string(), rate.to_string()];
-                Side::Kafka(tools.start_bench("live", &args)?)
+                Side::Kafka(Box::new(tools.start_bench("live", &args)?))
             }
         };
         Ok(Self { side, acked: 0 })

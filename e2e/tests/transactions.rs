@@ -152,7 +152,7 @@ async fn aborted_records_stay_hidden_after_a_kill_and_when_read_from_the_middle(
             let value = String::from_utf8(record.value.clone().unwrap().to_vec()).unwrap();
             let round: u32 = value.split_once('/').unwrap().0.parse().unwrap();
             assert!(
-                record.offset >= offset && round % 2 == 0,
+                record.offset >= offset && round.is_multiple_of(2),
                 "{value} at {offset}"
             );
         }
@@ -409,9 +409,7 @@ async fn a_copy_is_exact_whatever_is_killed() {
     for round in 0..12 {
         let copy = broker.cli().start(&arguments);
         for _ in 0..RECORDS / 12 {
-            let record = Record::to("in")
-                .partition(sent as i32 % 2)
-                .value(sent.to_string());
+            let record = Record::to("in").partition(sent % 2).value(sent.to_string());
             drop(plain.send(record).await.unwrap());
             sent += 1;
             if sent % 10 == 0 {

@@ -294,16 +294,17 @@ impl Shard {
         let mut unused = Vec::new();
         for (id, known) in &self.ids {
             match &known.current {
-                Some(current) if current.decided.is_none() => {
-                    if current.since_ms + i64::from(known.timeout_ms) <= now.unix_ms {
+                Some(current) => {
+                    let ends_ms = current.since_ms + i64::from(known.timeout_ms);
+                    if current.decided.is_none() && ends_ms <= now.unix_ms {
                         overdue.push(id.clone());
                     }
                 }
-                Some(_) => {}
-                None if known.changed_ms.saturating_add(retention) <= now.unix_ms => {
-                    unused.push(id.clone());
+                None => {
+                    if known.changed_ms.saturating_add(retention) <= now.unix_ms {
+                        unused.push(id.clone());
+                    }
                 }
-                None => {}
             }
         }
         for id in overdue {

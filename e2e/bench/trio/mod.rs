@@ -26,7 +26,7 @@ pub(crate) enum Trio {
         fleet: Box<Fleet>,
         _folder: TempDir,
     },
-    Kafka(KafkaTrio),
+    Kafka(Box<KafkaTrio>),
 }
 
 /// A partition as brokers describe it.
@@ -79,7 +79,7 @@ impl Peers {
                 let install = self.kafka.as_ref();
                 let install = install.context("Kafka is not among the peers")?;
                 let kafka = KafkaTrio::start(install, folder, breakable, topics).await?;
-                Ok(Trio::Kafka(kafka))
+                Ok(Trio::Kafka(Box::new(kafka)))
             }
         }
     }
