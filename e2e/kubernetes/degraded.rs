@@ -47,8 +47,8 @@ pub(crate) fn conditions_and_events_tell_when_it_begins_and_when_it_is_over(
     }
     for object in OBJECTS {
         let status = installed.get(&namespace, object).unwrap()["status"].clone();
-        // Those of the internal topic must be well, too.
-        let internal = 8 * i32::from(object.starts_with("cluster"));
+        // Those of the internal topics must be well, too.
+        let internal = 16 * i32::from(object.starts_with("cluster"));
         let below = 6 + internal;
         assert_eq!(status["partitionsBelowMinIsr"], below, "{object}: {status}");
         assert_eq!(status["partitionsOffline"], 0, "{object}: {status}");

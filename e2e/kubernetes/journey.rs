@@ -76,16 +76,26 @@ impl Journey<'_> {
 
     /// What the `millrace` of a broker's image prints, run in the Kubernetes.
     fn millrace(&self, arguments: &[&str]) -> String {
-        let broker = (0..3)
-            .map(|id| format!("main-broker-{id}"))
-            .find(|pod| {
-                let pod = self.installed.get(&self.namespace, &format!("pod/{pod}"));
-                condition(pod.as_ref(), "Ready").is_some_and(|(status, _, _)| status == "True")
-            })
-            .unwrap();
         let bootstrap = format!("main-bootstrap.{}.svc:7070", self.namespace);
-        let exec = ["exec", &broker, "--", "millrace", "--bootstrap", &bootstrap];
-        self.kubectl(&[&exec[..], arguments].concat())
+        let begun = Instant::now();
+        loop {
+            let broker = (0..3)
+                .map(|id| format!("main-broker-{id}"))
+                .find(|pod| {
+                    let pod = self.installed.get(&self.namespace, &format!("pod/{pod}"));
+                    condition(pod.as_ref(), "Ready").is_some_and(|(status, _, _)| status == "True")
+                })
+                .unwrap();
+            let exec = ["exec", "-n", &self.namespace, &broker, "--", "millrace"];
+            let all = [&exec[..], &["--bootstrap", &bootstrap], arguments].concat();
+            let finished = self.installed.kubernetes.kubectl(all, "");
+            // A pod whose process has just been killed is called ready a little longer.
+            let is_away = finished.stderr.contains("container not found");
+            if !is_away || begun.elapsed() > Duration::from_secs(30) {
+                return finished.success().text();
+            }
+            std::thread::sleep(Duration::from_millis(500));
+        }
     }
 
     /// Which of the numbers that were produced are there.

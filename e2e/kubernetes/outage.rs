@@ -32,7 +32,7 @@ pub(crate) fn producers_and_consumers_go_on_without_the_api_server(kubernetes: &
     wait_for_preferred_leaders(&installed, &namespace);
     let before = epochs(&installed, &namespace);
     // Partitions of the topic and of the internal one, brokers, and the controller.
-    assert_eq!(before.len(), 6 + 8 + 3 + 1);
+    assert_eq!(before.len(), 6 + 16 + 3 + 1);
 
     // In a node's network, where it finds the brokers without asking the API server.
     let bootstrap = format!("main-bootstrap.{namespace}.svc:7070");
@@ -97,7 +97,7 @@ fn wait_for_preferred_leaders(installed: &Installed<'_>, namespace: &str) {
     };
     for _ in 0..60 {
         let leases = leases(installed, namespace);
-        if leases.len() == 6 + 8 + 3 + 1 && leases.iter().all(is_preferred) {
+        if leases.len() == 6 + 16 + 3 + 1 && leases.iter().all(is_preferred) {
             return;
         }
         std::thread::sleep(Duration::from_secs(1));

@@ -21,6 +21,8 @@ use crate::problem::Problem;
 pub(super) struct Counts {
     pub(super) topics: i32,
     pub(super) partitions: i32,
+    /// With internal ones, which the following count, too.
+    pub(super) all: i32,
     pub(super) offline: i32,
     /// Of those that are offline: they had a leader once.
     pub(super) lost_leader: i32,
@@ -42,8 +44,10 @@ impl Counts {
             ..Self::default()
         };
         for (topic_id, topic) in partitions {
+            let there = count(topic.there.len());
+            counts.all += there;
             if !internal.contains(topic_id) {
-                counts.partitions += count(topic.there.len());
+                counts.partitions += there;
             }
             let Some(needed) = served.get(topic_id) else {
                 continue;
@@ -229,7 +233,7 @@ fn degraded(counts: &Counts) -> (bool, Reason, String) {
     if counts.lost_leader > 0 {
         let message = format!(
             "{} of {} partitions have no leader: none of their in-sync replicas is up. Bring the brokers back that held them",
-            counts.lost_leader, counts.partitions
+            counts.lost_leader, counts.all
         );
         return (true, Reason::PartitionsOffline, message);
     }
@@ -239,7 +243,7 @@ fn degraded(counts: &Counts) -> (bool, Reason, String) {
     if below > 0 {
         let message = format!(
             "{below} of {} partitions have fewer in-sync replicas than acks=all needs, and refuse it. Bring the brokers back that are not up",
-            counts.partitions
+            counts.all
         );
         return (true, Reason::BelowMinIsr, message);
     }
@@ -247,7 +251,7 @@ fn degraded(counts: &Counts) -> (bool, Reason, String) {
     if under > 0 {
         let message = format!(
             "{under} of {} partitions have fewer in-sync replicas than replicas",
-            counts.partitions
+            counts.all
         );
         return (true, Reason::UnderReplicated, message);
     }

@@ -635,6 +635,7 @@ impl Broker {
                 continue;
             }
             result.high_watermark = end;
+            result.last_stable_offset = end;
             result.log_start_offset = log.start;
             let mut of_partition = wanted.max_bytes as usize;
             // Damaged headers count as long as the broker's index would have them.
@@ -704,6 +705,7 @@ impl MetadataService for Broker {
                             leader_id: leader.map_or(-1, |leader| leader as i32),
                             leader_epoch: epoch,
                             high_watermark: Some(log.next),
+                            last_stable_offset: Some(log.next),
                             log_start_offset: Some(log.start),
                             ..Default::default()
                         },
