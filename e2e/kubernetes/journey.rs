@@ -398,12 +398,13 @@ impl Journey<'_> {
     }
 
     fn delete_the_cluster(&mut self) {
-        // Volumes that are retained are of use with their records only, those of the internal topic among them.
+        // Volumes that are retained are of use with their records only, those of the internal topics among them.
         let records = ["get", "configmaps", "-l", "millrace.dev/role=topic", "-o"];
         let id = "jsonpath={.items[*].metadata.labels.millrace\\.dev/topic-id}";
         let internal = self.kubectl(&[&records[..], &[id]].concat());
-        assert_eq!(internal.split_whitespace().count(), 1, "{internal}");
-        let others = format!("millrace.dev/topic-id!={internal}");
+        let internal: Vec<&str> = internal.split_whitespace().collect();
+        assert_eq!(internal.len(), 2, "{internal:?}");
+        let others = format!("millrace.dev/topic-id notin ({})", internal.join(","));
         let begun = Instant::now();
         self.kubectl(&["delete", "cluster/main", "--timeout=50s"]);
         loop {
