@@ -1,4 +1,4 @@
-//! Rules broken on purpose, one at a time: each must be noticed by the simulator. Only in tests; otherwise [`broken!`] is `false`.
+//! Rules broken on purpose, one at a time: each must be noticed by the simulator of its protocol. Only in tests; otherwise [`broken!`] is `false`.
 
 #[cfg(test)]
 use std::cell::Cell;
@@ -19,22 +19,23 @@ macro_rules! broken {
 
 #[cfg(test)]
 macro_rules! mutations {
-    ($($name:ident: $what:literal,)*) => {
+    ($($protocol:ident { $($name:ident: $what:literal,)* })*) => {
         /// A rule that is not kept.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub(crate) enum Mutation {
-            $(#[doc = $what] $name,)*
+            $($(#[doc = $what] $name,)*)*
         }
 
         impl Mutation {
-            /// All of them.
-            pub(crate) const ALL: &[Mutation] = &[$(Mutation::$name,)*];
+            $(/// All of this protocol.
+            pub(crate) const $protocol: &[Mutation] = &[$(Mutation::$name,)*];)*
         }
     };
 }
 
 #[cfg(test)]
 mutations! {
+REPLICATION {
     RollBackUnknown: "An ISR change whose outcome is unknown is taken for not written.",
     SkipFence: "A write of which a read shows nothing is taken for one that never comes.",
     IgnoreStoreIds: "A store that lost its data counts as the one that it was.",
@@ -58,6 +59,18 @@ mutations! {
     ForgetProducers: "A follower does not remember what producers have written.",
     AcknowledgeUncommitted: "Producers are told that what is only appended is committed.",
     ShowUncommitted: "Consumers are shown what is not committed.",
+}
+TRANSACTIONS {
+    KeepEpoch: "A producer's next transaction has the epoch of the last.",
+    ForgetEnds: "A marker that comes again ends whatever is open.",
+    TakeUnannounced: "A partition takes records of a transaction that its coordinator does not tell of.",
+    ForgetPartitions: "A partition is told of a transaction before it is noted that it is to be told of its end.",
+    ForgetDecisions: "Who coordinates next does not tell of the ends that were decided before.",
+    DecideAgain: "A transaction whose end is decided is ended otherwise.",
+    LetZombiesEnd: "A producer that was taken over ends the transaction of its successor.",
+    TakeMoreAfterEnd: "A transaction that has ended somewhere begins there again.",
+    ShowAborted: "Readers of what is committed are shown what was aborted.",
+}
 }
 
 #[cfg(test)]

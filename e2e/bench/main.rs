@@ -19,6 +19,7 @@ mod pace;
 mod partitions;
 mod peer;
 mod produce;
+mod rebalance;
 mod replicated;
 mod table;
 mod throughput;
@@ -84,6 +85,8 @@ enum Load {
     Catchup(catchup::Options),
     /// Many members of one group, and many groups.
     Groups(groups::Options),
+    /// Consumers of a group that come, go and die while records flow.
+    Rebalance(rebalance::Options),
     /// Transactions, one after another.
     Transactions(transactions::Options),
     /// All on one broker, as the README shows them.
@@ -193,7 +196,7 @@ async fn run(cli: Cli) -> Result<()> {
     let work = tempfile::Builder::new().prefix("run-").tempdir_in(&base)?;
     let mut chosen = cli.peers;
     match cli.load {
-        Load::Limits(_) => chosen = vec![Peer::Millrace],
+        Load::Limits(_) | Load::Rebalance(_) => chosen = vec![Peer::Millrace],
         Load::Layouts(_) => chosen.clear(),
         _ => {}
     }
@@ -232,6 +235,7 @@ async fn run(cli: Cli) -> Result<()> {
         Load::Replicated(options) => show(replicated::replicated(&bench, &options).await?),
         Load::Catchup(options) => show(catchup::catchup(&bench, &options).await?),
         Load::Groups(options) => show(groups::groups(&bench, &options).await?),
+        Load::Rebalance(options) => show(rebalance::rebalance(&bench, &options).await?),
         Load::Transactions(options) => show(transactions::transactions(&bench, &options).await?),
         Load::All { quick } => all(&bench, quick).await?,
         Load::Layouts(options) => {

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use millrace_client::{Assignor, Client, Consumer, ErrorKind, GroupState, Record, StartFrom};
+use millrace_client::{
+    Assignor, Client, Consumer, ErrorKind, GroupOffset, GroupState, Record, StartFrom,
+};
 use millrace_e2e::{Broker, SOON, refusal};
 use millrace_proto::v1::{
     CommitOffsetsRequest, JoinRequest, MemberHello, OffsetCommit, Subscription,
@@ -233,16 +235,47 @@ async fn new_partitions_and_matching_topics_are_picked_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn offsets_are_committed_exactly_with_metadata_and_while_reading_on() {
+    let broker = start().await;
+    let client = broker.client().await;
+    produce(&client, 0, 60).await;
+    let consumer = client.consumer().topic("t").group("g").auto_commit(None);
+    let mut consumer = consumer.build().await.unwrap();
+    assert_eq!(drain(&mut consumer).await.len(), 60);
+    // Asked for, and not waited for: what comes after it waits for it.
+    drop(consumer.commit_async());
+    let some = [
+        GroupOffset::new("t", 0, 3).metadata("a checkpoint"),
+        GroupOffset::new("t", 1, 10),
+    ];
+    consumer.commit_offsets(some).await.unwrap();
+    let committed = client.group_offsets("g").await.unwrap();
+    let committed: Vec<(i64, &str)> = committed
+        .iter()
+        .map(|found| (found.offset, found.metadata.as_str()))
+        .collect();
+    let rest = [(10, ""); 5];
+    assert_eq!(committed, [&[(3, "a checkpoint")], &rest[..]].concat());
+    let beyond = [GroupOffset::new("t", 0, 4), GroupOffset::new("t", 1, 11)];
+    let error = consumer.commit_offsets(beyond).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::OffsetOutOfRange, "{error}");
+    let foreign = [GroupOffset::new("other", 0, 0)];
+    let error = consumer.commit_offsets(foreign).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotOwner, "{error}");
+    assert_eq!(client.group_offsets("g").await.unwrap()[0].offset, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_group_without_members_is_reset_and_deleted() {
     let broker = start().await;
     let client = broker.client().await;
     produce(&client, 0, 60).await;
     let consumer = member(&client, "g").await;
-    let reset: Vec<(Arc<str>, i32, i64)> = (0..6).map(|p| ("t".into(), p, 4)).collect();
+    let reset = || (0..6).map(|partition| GroupOffset::new("t", partition, 4));
     // It may take a moment until it is a member.
     let begun = Instant::now();
     loop {
-        match client.reset_group("g", &reset).await {
+        match client.reset_group("g", reset()).await {
             Err(error) => {
                 assert_eq!(error.kind(), ErrorKind::GroupNotEmpty, "{error}");
                 break;
@@ -254,10 +287,13 @@ async fn a_group_without_members_is_reset_and_deleted() {
     let error = client.delete_group("g").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::GroupNotEmpty, "{error}");
     consumer.close().await.unwrap();
-    client.reset_group("g", &reset).await.unwrap();
+    client.reset_group("g", reset()).await.unwrap();
     let mut consumer = member(&client, "g").await;
     assert_eq!(drain(&mut consumer).await.len(), 36);
     consumer.close().await.unwrap();
+    let beyond = reset().chain([GroupOffset::new("t", 3, 11)]);
+    let error = client.reset_group("g", beyond).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::OffsetOutOfRange, "{error}");
     client.delete_group("g").await.unwrap();
     let error = client.describe_group("g").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::UnknownGroup, "{error}");

@@ -1,8 +1,8 @@
-//! `millrace transactions`: transactional ids, and what they are doing.
+//! `millrace transactions`: transactional ids, and what they are doing; aborts one whose app is gone or hangs.
 
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
-use millrace_client::{TransactionState, TransactionSummary};
+use millrace_client::{Client, TransactionState, TransactionSummary};
 use serde::Serialize;
 
 use crate::Outcome;
@@ -11,7 +11,7 @@ use crate::failure::Failure;
 use crate::print::{Printable, print};
 use crate::text::Layout;
 
-/// List transactions.
+/// List and abort transactions.
 #[derive(Debug, Args)]
 pub(crate) struct Transactions {
     #[command(subcommand)]
@@ -21,6 +21,7 @@ pub(crate) struct Transactions {
 #[derive(Debug, Subcommand)]
 enum Command {
     List(List),
+    Abort(Abort),
 }
 
 /// List all transactional ids: who has a transaction open, since when, and where it writes to.
@@ -36,6 +37,16 @@ struct List {
     /// How to print
     #[arg(long, short = 'o', value_enum, default_value = "table")]
     output: Layout,
+}
+
+/// Abort the open transaction of a transactional id: readers of committed records wait for it, at most until its time-out.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  millrace transactions abort copier-0\n\nIts app, if it lives, is told so with its next call, and may begin another transaction."
+)]
+struct Abort {
+    /// The transactional id
+    transactional_id: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -57,13 +68,42 @@ struct Lines(Vec<Line>);
 
 impl Transactions {
     pub(crate) async fn run(self, connection: &Connection) -> Result<Outcome, Failure> {
-        let Command::List(List { open, output }) = self.command;
-        let all = connection.open().await?.transactions().await?;
-        let all = all.into_iter();
-        let shown = all.filter(|summary| !open || summary.state != TransactionState::Idle);
-        print(&Lines(shown.map(Line::from).collect()), output)?;
+        let client = connection.open().await?;
+        let all = client.transactions().await?.into_iter();
+        match self.command {
+            Command::List(List { open, output }) => {
+                let shown = all.filter(|summary| !open || summary.state != TransactionState::Idle);
+                print(&Lines(shown.map(Line::from).collect()), output)?;
+            }
+            Command::Abort(Abort { transactional_id }) => {
+                let mut all = all.filter(|summary| summary.transactional_id == transactional_id);
+                abort(&client, &transactional_id, all.next()).await?;
+            }
+        }
         Ok(Outcome::Done)
     }
+}
+
+async fn abort(
+    client: &Client,
+    id: &str,
+    found: Option<TransactionSummary>,
+) -> Result<(), Failure> {
+    let all = "`millrace transactions list` shows all";
+    let found = found
+        .ok_or_else(|| Failure::new(format!("there is no transactional id `{id}`")).hint(all))?;
+    let why = match found.state {
+        TransactionState::Open => None,
+        TransactionState::Idle => Some("has no open transaction"),
+        TransactionState::Committing => Some("has committed its transaction"),
+        TransactionState::Aborting => Some("has aborted its transaction already"),
+    };
+    if let Some(why) = why {
+        return Err(Failure::new(format!("transactional id `{id}` {why}")).hint(all));
+    }
+    client.abort_transaction(&found).await?;
+    eprintln!("aborted the transaction of `{id}`");
+    Ok(())
 }
 
 impl From<TransactionSummary> for Line {

@@ -118,3 +118,23 @@ impl Coordinator {
         }
     }
 }
+
+/// What every broker says: the coordinators of an internal topic are spread over them.
+pub(crate) async fn each<S, T, F>(
+    client: &Client,
+    topic: &str,
+    service: impl Fn(&Transport, &Arc<str>) -> Result<S, Error>,
+    call: impl Fn(S) -> F,
+) -> Result<Vec<T>, Error>
+where
+    F: Future<Output = Result<Response<T>, Status>>,
+{
+    client.refresh(&[topic.to_owned()]).await?;
+    let mut answers = Vec::new();
+    for address in client.cached().brokers() {
+        let limit = client.transport().request_timeout();
+        let service = service(client.transport(), &address)?;
+        answers.push(Transport::call(&address, limit, call(service)).await?);
+    }
+    Ok(answers)
+}

@@ -54,7 +54,7 @@ pub use consumer::{
 };
 pub use error::{Error, ErrorKind};
 pub use group::{
-    Assignor, CommittedOffset, GroupDescription, GroupMember, GroupState, GroupSummary,
+    Assignor, CommittedOffset, GroupDescription, GroupMember, GroupOffset, GroupState, GroupSummary,
 };
 pub use metadata::{BrokerInfo, ClusterMetadata, Extent, PartitionInfo, TopicInfo};
 pub use offsets::{OffsetAt, OffsetSpec};

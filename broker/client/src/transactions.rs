@@ -2,9 +2,18 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use millrace_proto::{TRANSACTIONS_TOPIC, v1};
+use millrace_proto::{
+    TRANSACTIONS_TOPIC,
+    v1::{self, transaction_service_client::TransactionServiceClient},
+};
+use tonic::transport::Channel;
 
-use crate::{Client, Error, group::flat, transport::Transport};
+use crate::{
+    Client, Error,
+    coordinator::{self, Coordinator},
+    group::flat,
+    transport::Transport,
+};
 
 /// What a transactional id is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,20 +52,34 @@ pub struct TransactionSummary {
 impl Client {
     /// All transactional ids of the cluster, by name.
     pub async fn transactions(&self) -> Result<Vec<TransactionSummary>, Error> {
-        let mut all = BTreeMap::new();
-        self.refresh(&[TRANSACTIONS_TOPIC.to_owned()]).await?;
-        for address in self.cached().brokers() {
-            let mut service = self.transport().transactions(&address)?;
-            let limit = self.transport().request_timeout();
-            let call = service.list_transactions(v1::ListTransactionsRequest {});
-            let response = Transport::call(&address, limit, call).await?;
-            let some = response
-                .transactions
-                .into_iter()
-                .map(TransactionSummary::from);
-            all.extend(some.map(|summary| (summary.transactional_id.clone(), summary)));
-        }
-        Ok(all.into_values().collect())
+        let list = |mut service: TransactionServiceClient<Channel>| async move {
+            let request = v1::ListTransactionsRequest {};
+            service.list_transactions(request).await
+        };
+        let topic = TRANSACTIONS_TOPIC;
+        let lists = coordinator::each(self, topic, Transport::transactions, list).await?;
+        let all = lists.into_iter().flat_map(|list| list.transactions);
+        let all = all.map(|summary| (summary.transactional_id.clone(), summary.into()));
+        Ok(all.collect::<BTreeMap<_, _>>().into_values().collect())
+    }
+
+    /// Aborts an open transaction, as its own producer could: that one is told so with its next call, and may begin another. An error if it has
+    /// ended meanwhile, or another producer has taken over.
+    pub async fn abort_transaction(&self, transaction: &TransactionSummary) -> Result<(), Error> {
+        let id = transaction.transactional_id.as_str();
+        let request = v1::EndTransactionRequest {
+            transactional_id: id.to_owned(),
+            producer_id: transaction.producer_id,
+            producer_epoch: transaction.producer_epoch,
+            commit: false,
+        };
+        let call = |mut service: TransactionServiceClient<Channel>| {
+            let request = request.clone();
+            async move { service.end_transaction(request).await }
+        };
+        let coordinator = Coordinator::new(self.clone(), TRANSACTIONS_TOPIC, id.into());
+        let ended = coordinator.call(self.deadline(), Transport::transactions, call);
+        ended.await.map(drop)
     }
 }
 

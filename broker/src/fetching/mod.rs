@@ -8,7 +8,7 @@ use std::{
     error::Error as StdError,
     io,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use millrace_proto::v1::replication_service_client::ReplicationServiceClient;
@@ -21,7 +21,7 @@ use tracing::{debug, info, warn};
 use self::session::Session;
 use crate::{
     observe::Metrics,
-    partition::{HostedReplica, PartitionKey, Peers},
+    partition::{HostedReplica, PartitionKey, Peers, SILENCE},
     replication::{Follower, Me},
     storage::Store,
 };
@@ -30,6 +30,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Between attempts to connect: short, since how fast a new leader's followers reach it is how fast it can acknowledge.
 const MIN_PAUSE: Duration = Duration::from_millis(20);
 const MAX_PAUSE: Duration = Duration::from_millis(500);
+/// A session that held for so long is begun anew at once; one that did not, after longer and longer pauses.
+const SETTLED: Duration = Duration::from_secs(1);
 /// What a leader may have sent that this broker has not read yet, for one session.
 const WINDOW: u32 = 4 << 20;
 /// The largest message from a leader: a batch may be as large as the largest request.
@@ -159,10 +161,12 @@ impl Fetching {
 
 /// Keeps a session with one other broker, as long as that one is up.
 async fn run(shared: Arc<Shared>, leader: Arc<Leader>) {
-    let mut address = leader.address.subscribe();
+    let mut addresses = leader.address.subscribe();
     let mut pause = MIN_PAUSE;
+    // Since when it is not reached, and whether that was said.
+    let mut unreached: Option<(Instant, bool)> = None;
     loop {
-        let Ok(peer) = address
+        let Ok(peer) = addresses
             .wait_for(Option::is_some)
             .await
             .map(|peer| peer.clone())
@@ -170,36 +174,41 @@ async fn run(shared: Arc<Shared>, leader: Arc<Leader>) {
             return;
         };
         let Some(peer) = peer else { continue };
+        let begun = Instant::now();
         let ended = tokio::select! {
             ended = keep(&shared, &leader, &peer) => ended,
             // Another process, or none: what is under way with the last one is of no use.
-            _ = address.wait_for(|now| now.as_ref() != Some(&peer)) => continue,
+            _ = addresses.wait_for(|now| now.as_ref() != Some(&peer)) => continue,
         };
+        let (broker, address) = (leader.id, &peer.address);
         match ended {
             Ended::Refused => {
-                shared.peers.refused(leader.id, peer.epoch);
-                pause = (pause * 2).min(MAX_PAUSE);
+                shared.peers.refused(broker, peer.epoch);
+                unreached = None;
             }
             Ended::NotReached(error) => {
-                debug!(
-                    broker = leader.id,
-                    address = peer.address,
-                    error,
-                    "not reached"
-                );
-                pause = (pause * 2).min(MAX_PAUSE);
+                debug!(broker, address, error, "not reached");
+                let (since, said) = unreached.get_or_insert((begun, false));
+                if !*said && since.elapsed() > SILENCE {
+                    warn!(
+                        broker,
+                        address,
+                        error,
+                        "a broker with a live session has not been reached for {SILENCE:?}: what it leads can't be followed"
+                    );
+                    *said = true;
+                }
             }
             Ended::Broken(cause) => {
-                info!(
-                    broker = leader.id,
-                    address = peer.address,
-                    cause,
-                    "the session with a broker ended"
-                );
-                pause = MIN_PAUSE;
+                info!(broker, address, cause, "the session with a broker ended");
+                unreached = None;
+                if begun.elapsed() > SETTLED {
+                    pause = MIN_PAUSE;
+                }
             }
         }
         tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(MAX_PAUSE);
     }
 }
 

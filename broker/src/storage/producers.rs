@@ -149,6 +149,7 @@ impl Producers {
     pub(crate) fn has_ended(&self, producer_id: i64, epoch: i16) -> bool {
         let known = self.producers.get(&producer_id);
         known.is_some_and(|p| p.epoch > epoch || p.epoch == epoch && p.ended)
+            && !broken!(ForgetEnds)
     }
 
     /// Checks a batch before it is appended.
@@ -170,6 +171,7 @@ impl Producers {
         match (header.attributes.is_transactional(), open) {
             (true, Some(open)) if open.epoch == epoch => Ok(()),
             (true, None) if self.announced.get(&producer_id) == Some(&epoch) => Ok(()),
+            (true, None) if broken!(TakeUnannounced) => Ok(()),
             (true, _) => Err(SequenceError::NotInTransaction { producer_id, epoch }),
             (false, Some(_)) => Err(SequenceError::OutsideTransaction { producer_id }),
             (false, None) => Ok(()),
@@ -302,6 +304,18 @@ impl Producers {
         None
     }
 
+    /// As if so many others had written since that it has to make room.
+    #[cfg(test)]
+    pub(crate) fn forget(&mut self, producer_id: i64) {
+        if self
+            .producers
+            .get(&producer_id)
+            .is_some_and(|p| p.open.is_none())
+        {
+            self.producers.remove(&producer_id);
+        }
+    }
+
     /// But for those with an open transaction, which must not be forgotten.
     fn idlest(&self) -> Option<i64> {
         let idle = self.producers.iter().filter(|(_, p)| p.open.is_none());
@@ -405,7 +419,7 @@ impl Producer {
                 current,
             });
         }
-        if epoch == self.epoch && self.ended {
+        if epoch == self.epoch && self.ended && !broken!(TakeMoreAfterEnd) {
             return Err(SequenceError::TransactionEnded { producer_id, epoch });
         }
         Ok(())

@@ -53,7 +53,7 @@ impl EndedTransactions {
         let from = self.0.partition_point(|ended| ended.last_offset < offset);
         let mut within = Vec::new();
         for ended in &self.0[from..] {
-            if ended.aborted && ended.first_offset < end {
+            if ended.aborted && ended.first_offset < end && !broken!(ShowAborted) {
                 within.push(*ended);
             }
             if ended.stable_end >= end {

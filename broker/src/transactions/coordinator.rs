@@ -1,6 +1,10 @@
 //! A shard of transactions at work: what follows once something is kept is the [courier's](super::courier).
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use millrace_proto::v1::{
     AddOffsetsRequest, AddPartitionsRequest, EndTransactionRequest, HoldOffsetsRequest,
@@ -25,6 +29,10 @@ use crate::{
 
 /// How long to wait while too few replicas are in sync.
 const AGAIN: Duration = Duration::from_millis(100);
+
+/// Requests for the next transaction of an id wait for so long until all know of the last one's end, and so many of them.
+const WAIT: Duration = Duration::from_secs(5);
+const MAX_WAITING: usize = 16;
 
 /// How a request on a transaction is answered.
 type Reply<T> = shards::Reply<T, TransactionError>;
@@ -58,6 +66,7 @@ pub(crate) fn coordinate(
         courier: courier.clone(),
         requests,
         endings: Vec::new(),
+        waiting: HashMap::new(),
     };
     Shards::new(TOPIC, store, directory, make, stop)
 }
@@ -70,6 +79,8 @@ pub(crate) struct TransactionMachine {
     requests: mpsc::WeakSender<Request>,
     /// To be told once all of a round is kept.
     endings: Vec<Ending>,
+    /// Requests, by transactional id, that come before all know that its last transaction has ended, and until when they wait for that.
+    waiting: HashMap<Arc<str>, Vec<(Instant, Request)>>,
 }
 
 impl Machine for TransactionMachine {
@@ -91,6 +102,7 @@ impl Machine for TransactionMachine {
     fn begin(&mut self, now: Now, ticked: bool) {
         if ticked {
             self.shard.tick(now);
+            self.give_up_waiting(now);
         }
     }
 
@@ -105,7 +117,12 @@ impl Machine for TransactionMachine {
                 let id = &request.transactional_id;
                 let made =
                     before.and_then(|before| shard.init(id, request.timeout_ms, before, now));
-                answer(reply, made)
+                match made {
+                    Err(TransactionError::Concurrent(id)) => {
+                        self.wait(id, Request::Init(request, reply), now)
+                    }
+                    made => answer(reply, made),
+                }
             }
             Request::AddPartitions(request, reply) => {
                 let added =
@@ -114,26 +131,32 @@ impl Machine for TransactionMachine {
                         shard.add_partitions(id, producer, partitions, now)?;
                         Ok(producer)
                     });
+                if let Err(TransactionError::Concurrent(id)) = added {
+                    return self.wait(id, Request::AddPartitions(request, reply), now);
+                }
                 let courier = self.courier.clone();
                 followed(reply, added, move |producer| async move {
                     courier.open(producer, request.partitions).await
                 })
             }
             Request::AddOffsets(request, reply) => {
-                let offsets = request.offsets.unwrap_or_default();
                 let added =
                     producer(request.producer_id, request.producer_epoch).and_then(|producer| {
-                        let (id, group) = (&request.transactional_id, &offsets.group_id);
-                        shard.add_group(id, producer, group, now)?;
+                        let id = &request.transactional_id;
+                        let group = request.offsets.as_ref().map(|o| o.group_id.as_str());
+                        shard.add_group(id, producer, group.unwrap_or_default(), now)?;
                         Ok(producer)
                     });
+                if let Err(TransactionError::Concurrent(id)) = added {
+                    return self.wait(id, Request::AddOffsets(request, reply), now);
+                }
                 let courier = self.courier.clone();
                 followed(reply, added, move |(producer_id, epoch)| async move {
                     courier
                         .hold(HoldOffsetsRequest {
                             producer_id,
                             producer_epoch: epoch.into(),
-                            offsets: Some(offsets),
+                            offsets: request.offsets,
                         })
                         .await
                 })
@@ -148,7 +171,11 @@ impl Machine for TransactionMachine {
             Request::List(reply) => answer(reply, Ok(shard.list())),
             Request::Told(id, producer, reply) => {
                 shard.told(&id, producer, now);
-                answer(reply, Ok(()))
+                let mut answers = vec![answer(reply, Ok(()))];
+                for (_, request) in self.waiting.remove(&id).unwrap_or_default() {
+                    answers.push(self.take_in(request, now));
+                }
+                Box::new(|| answers.into_iter().for_each(|answer| answer()))
             }
         }
     }
@@ -191,6 +218,39 @@ impl Machine for TransactionMachine {
 
     fn snapshot(&self) -> Vec<Entry> {
         self.shard.snapshot()
+    }
+}
+
+impl TransactionMachine {
+    /// Has a request wait until all know of the last transaction's end. A producer that was told of it goes on at once.
+    fn wait(&mut self, id: String, request: Request, now: Now) -> Answer {
+        let waiting = self.waiting.entry(id.as_str().into()).or_default();
+        if waiting.len() >= MAX_WAITING {
+            return concurrent(id, request);
+        }
+        waiting.push((now.instant + WAIT, request));
+        Box::new(|| {})
+    }
+
+    fn give_up_waiting(&mut self, now: Now) {
+        self.waiting.retain(|id, waiting| {
+            for (_, request) in waiting.extract_if(.., |(until, _)| *until <= now.instant) {
+                concurrent(id.to_string(), request)();
+            }
+            !waiting.is_empty()
+        });
+    }
+}
+
+/// The answer to a request that comes too early.
+fn concurrent(id: String, request: Request) -> Answer {
+    let error = TransactionError::Concurrent(id);
+    match request {
+        Request::Init(_, reply) | Request::End(_, reply) => answer(reply, Err(error)),
+        Request::AddPartitions(_, reply) => answer(reply, Err(error)),
+        Request::AddOffsets(_, reply) => answer(reply, Err(error)),
+        Request::List(reply) => answer(reply, Err(error)),
+        Request::Told(.., reply) => answer(reply, Err(error)),
     }
 }
 

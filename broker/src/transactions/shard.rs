@@ -101,6 +101,7 @@ impl Shard {
     /// All that was kept has been replayed: who was being told of an end is told by this one.
     pub(crate) fn replayed(&mut self) {
         let endings = self.ids.iter().filter_map(|(id, known)| known.ending(id));
+        let endings = endings.filter(|_| !broken!(ForgetDecisions));
         self.endings = endings.collect();
     }
 
@@ -194,7 +195,7 @@ impl Shard {
         most: usize,
         what: &str,
     ) -> Result<(), TransactionError> {
-        if !nothing_new {
+        if !nothing_new && !broken!(ForgetPartitions) {
             self.changed.insert(id.into());
         }
         match count <= most {
@@ -241,7 +242,8 @@ impl Shard {
             // Asked again.
             (Some(current), _)
                 if let Some(decided) = current.decided
-                    && known.producer == producer =>
+                    && known.producer == producer
+                    && !(broken!(DecideAgain) && decided.commit != commit) =>
             {
                 settled(decided.commit, decided.next)
             }
@@ -368,11 +370,13 @@ impl Transactional {
         };
         let decided = self.current.as_ref().and_then(|current| current.decided);
         match decided {
+            Some(_) if self.producer == producer && broken!(DecideAgain) => Ok(()),
             Some(decided) if self.producer == producer => over(decided.commit),
             Some(decided) if decided.next == producer => {
                 Err(TransactionError::Concurrent(id.to_owned()))
             }
             None if self.producer == producer => Ok(()),
+            None if self.producer.0 == producer.0 && broken!(LetZombiesEnd) => Ok(()),
             _ => match self.last {
                 Some((last, committed)) if last == producer => over(committed),
                 _ => Err(TransactionError::Fenced {
@@ -421,6 +425,9 @@ impl Transactional {
 
 /// Who comes after a producer.
 fn after((producer_id, epoch): Producer, new_id: fn() -> i64) -> Producer {
+    if broken!(KeepEpoch) {
+        return (producer_id, epoch);
+    }
     match epoch >= LAST_EPOCH {
         true => (new_id(), 0),
         false => (producer_id, epoch + 1),

@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     groups::TopicPartition,
+    mutation::{self, Mutation},
     shards::{Entry as _, Now},
     storage::{EndedTransactions, Producers, Verdict},
 };
@@ -117,6 +118,19 @@ impl Log {
 enum Message {
     Open(TopicPartition, Producer),
     Close(Ending),
+    /// A batch: its partition, producer, sequence and value. It may come as late as its process hangs.
+    Send(i32, Producer, i32, u32),
+}
+
+impl Message {
+    /// Whether the coordinator sends it, for that producer.
+    fn tells_of(&self, (id, _): Producer) -> bool {
+        match self {
+            Message::Open(_, producer) => producer.0 == id,
+            Message::Close(ending) => ending.producer.0 == id,
+            Message::Send(..) => false,
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -239,6 +253,9 @@ impl World {
         if self.chance(30) {
             self.reload();
         }
+        if self.chance(30) {
+            self.forget();
+        }
         for _ in 0..self.rng.usize(0..4) {
             self.deliver();
         }
@@ -312,6 +329,10 @@ impl World {
         let value = self.next_value;
         self.next_value += 1;
         self.values.insert(value, number);
+        if self.chance(5) {
+            let late = Message::Send(partition, producer, sequence, value);
+            self.under_way.push(late);
+        }
         if self.logs[partition as usize].send(producer, sequence, value) {
             self.transactions[number].0.push((partition, value));
             if let Some((_, sequences)) = &mut self.clients[index].open {
@@ -392,6 +413,19 @@ impl World {
                     self.logs[*partition as usize].close(ending.producer, ending.commit);
                 }
             }
+            Message::Send(partition, producer, sequence, value) => {
+                self.logs[partition as usize].send(producer, sequence, value);
+            }
+        }
+    }
+
+    /// Partitions forget producers that have not written for long: longer than anything takes that the coordinator sends.
+    fn forget(&mut self) {
+        for producer in self.decided.keys() {
+            if !self.under_way.iter().any(|m| m.tells_of(*producer)) {
+                let logs = self.logs.iter_mut();
+                logs.for_each(|log| log.producers.forget(producer.0));
+            }
         }
     }
 
@@ -468,6 +502,34 @@ impl World {
     }
 }
 
+/// How many transactions were committed in the run of a seed, or what it broke.
+fn run(seed: u64) -> std::thread::Result<usize> {
+    std::panic::catch_unwind(|| {
+        let mut world = World::new(seed);
+        for _ in 0..STEPS {
+            world.step();
+        }
+        world.end_quietly();
+        let ends = world.transactions.iter().map(|(_, outcome)| *outcome);
+        ends.filter(|outcome| *outcome == Outcome::Committed)
+            .count()
+    })
+}
+
+#[test]
+fn each_broken_rule_is_noticed() {
+    let mut missed = Vec::new();
+    for broken in Mutation::TRANSACTIONS {
+        mutation::set(Some(*broken));
+        match (0..SEEDS).find(|seed| run(*seed).is_err()) {
+            Some(seed) => println!("{broken:?}: noticed with seed {seed}"),
+            None => missed.push(broken),
+        }
+        mutation::set(None);
+    }
+    assert!(missed.is_empty(), "not noticed: {missed:?}");
+}
+
 #[test]
 fn transactions_are_atomic_whatever_crashes() {
     let seeds = match std::env::var("MILLRACE_TRANSACTIONS_SEED") {
@@ -479,17 +541,7 @@ fn transactions_are_atomic_whatever_crashes() {
     };
     let mut committed = 0;
     for seed in seeds {
-        let run = std::panic::catch_unwind(|| {
-            let mut world = World::new(seed);
-            for _ in 0..STEPS {
-                world.step();
-            }
-            world.end_quietly();
-            let ends = world.transactions.iter().map(|(_, outcome)| *outcome);
-            ends.filter(|outcome| *outcome == Outcome::Committed)
-                .count()
-        });
-        match run {
+        match run(seed) {
             Ok(count) => committed += count,
             Err(cause) => {
                 eprintln!("MILLRACE_TRANSACTIONS_SEED={seed} replays this");

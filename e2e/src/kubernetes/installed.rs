@@ -214,10 +214,40 @@ impl Installed<'_> {
     }
 }
 
+impl Installed<'_> {
+    /// Prints what helps to find out why something failed.
+    fn show(&self) {
+        let print = |arguments: &[&str]| {
+            let finished = self.kubernetes.kubectl(arguments, "");
+            println!("\n$ kubectl {}\n{}", arguments.join(" "), finished.text());
+        };
+        let ours = "app.kubernetes.io/name=millrace";
+        print(&["get", "pods,endpointslices", "-A", "-o", "wide"]);
+        print(&[
+            "get",
+            "leases",
+            "-A",
+            "-o",
+            "yaml",
+            "-l",
+            "millrace.dev/role=broker",
+        ]);
+        let names =
+            "jsonpath={range .items[*]}{.metadata.namespace}/{.metadata.name}{\"\\n\"}{end}";
+        let pods = self
+            .kubernetes
+            .kubectl(["get", "pods", "-A", "-l", ours, "-o", names], "");
+        for (namespace, pod) in pods.text().lines().filter_map(|line| line.split_once('/')) {
+            print(&["logs", "-n", namespace, pod, "--tail=100"]);
+        }
+    }
+}
+
 /// After a failure, so that the next test can install its own.
 impl Drop for Installed<'_> {
     fn drop(&mut self) {
         if self.is_there {
+            self.show();
             self.helm_uninstall();
         }
     }

@@ -1,9 +1,7 @@
 //! `millrace groups reset`.
 
-use std::sync::Arc;
-
 use clap::Args;
-use millrace_client::ErrorKind;
+use millrace_client::{ErrorKind, GroupOffset};
 use serde::Serialize;
 
 use crate::connection::{self, Connection};
@@ -97,12 +95,10 @@ impl Reset {
             });
         }
         if !self.dry_run {
-            let name: Arc<str> = topic.name.as_str().into();
-            let offsets: Vec<_> = lines
+            let offsets = lines
                 .iter()
-                .map(|line| (name.clone(), line.partition, line.after))
-                .collect();
-            let reset = client.reset_group(&self.group, &offsets).await;
+                .map(|line| GroupOffset::new(topic.name.as_str(), line.partition, line.after));
+            let reset = client.reset_group(&self.group, offsets).await;
             reset.map_err(|error| match error.kind() {
                 ErrorKind::GroupNotEmpty => Failure::from(error).hint(format!(
                     "`millrace groups describe {}` shows who they are",

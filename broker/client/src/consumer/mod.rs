@@ -18,7 +18,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::Stream;
+use futures::{FutureExt, Stream, future::BoxFuture};
 use millrace_proto::v1;
 use millrace_record::{BatchHeader, DecodeLimits, Record, Records, decode};
 use tokio::{
@@ -36,8 +36,8 @@ use crate::{
     Client,
     error::{Error, ErrorKind},
     group::{
-        self, Assignor, Committer, Event, GroupCoordinator, GroupSettings, Handle, Instance,
-        InstanceId, Request,
+        self, Assignor, Commit, Committer, Event, GroupCoordinator, GroupOffset, GroupSettings,
+        Handle, Instance, InstanceId, Request, check_not_beyond,
     },
     offsets::{self, OffsetSpec, Query},
     transport::MAX_MESSAGE_BYTES,
@@ -562,26 +562,32 @@ impl Engine {
             .store(offset, Ordering::Release);
     }
 
-    async fn ask<T>(
+    /// Asks at once; the future brings the answer.
+    fn ask<T: Send + 'static>(
         &self,
         request: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Request,
-    ) -> Result<T, Error> {
-        let membership = self.membership.as_ref().ok_or_else(|| {
-            let message = "this consumer is not in a group, or no longer: build it with `group`";
-            Error::new(ErrorKind::InvalidRequest, message)
-        })?;
+    ) -> BoxFuture<'static, Result<T, Error>> {
         let (reply, answer) = oneshot::channel();
-        let sent = membership.requests.send(request(reply));
-        sent.map_err(|_| Error::closed("consumer"))?;
-        answer.await.map_err(|_| Error::closed("consumer"))?
+        let asked = match &self.membership {
+            Some(membership) => {
+                let sent = membership.requests.send(request(reply));
+                sent.map_err(|_| Error::closed("consumer"))
+            }
+            None => {
+                let message =
+                    "this consumer is not in a group, or no longer: build it with `group`";
+                Err(Error::new(ErrorKind::InvalidRequest, message))
+            }
+        };
+        let answer = async move {
+            asked?;
+            answer.await.map_err(|_| Error::closed("consumer"))?
+        };
+        answer.boxed()
     }
 
-    async fn commit(&self, positions: Vec<(Arc<Assigned>, i64)>) -> Result<(), Error> {
-        let commit = |reply| Request::Commit {
-            offsets: positions,
-            reply,
-        };
-        self.ask(commit).await
+    fn commit(&self, offsets: Vec<Commit>) -> BoxFuture<'static, Result<(), Error>> {
+        self.ask(|reply| Request::Commit { offsets, reply })
     }
 
     /// The next batch of records for the caller. Its bytes still count as buffered.
@@ -781,7 +787,13 @@ impl Consumer {
 
     /// Commits what has been returned so far, for the consumer's group: all records count as read.
     pub async fn commit(&self) -> Result<(), Error> {
-        self.engine.commit(self.positions()).await
+        self.commit_async().await
+    }
+
+    fn all_read(&self) -> Vec<Commit> {
+        let read = self.positions().into_iter();
+        read.map(|(assigned, offset)| Commit::new(assigned, offset))
+            .collect()
     }
 
     /// The next offset to be returned of each partition.
@@ -821,17 +833,45 @@ impl Consumer {
         self.engine.ask(|reply| Request::Identify { reply }).await
     }
 
-    /// Commits these offsets, of partitions that are this member's: (topic, partition, the next offset to be read).
-    pub async fn commit_offsets(&self, offsets: &[(&str, i32, i64)]) -> Result<(), Error> {
-        let mut commits = Vec::with_capacity(offsets.len());
-        for (topic, partition, offset) in offsets {
-            let index = self.engine.find(topic, *partition).ok_or_else(|| {
+    /// The same without waiting: what has been returned so far is being committed, whatever becomes of the future.
+    pub fn commit_async(&self) -> impl Future<Output = Result<(), Error>> + Send + use<> {
+        self.engine.commit(self.all_read())
+    }
+
+    /// Commits these offsets, of partitions that are this member's. None may lie beyond the end of its log.
+    pub async fn commit_offsets(
+        &self,
+        offsets: impl IntoIterator<Item = GroupOffset>,
+    ) -> Result<(), Error> {
+        let offsets: Vec<GroupOffset> = offsets.into_iter().collect();
+        let indexes = self.check_offsets(&offsets).await?;
+        let commits = indexes.into_iter().zip(offsets);
+        let commits = commits.map(|(index, offset)| Commit {
+            assigned: self.engine.tracked[index].assigned.clone(),
+            offset: offset.offset,
+            metadata: offset.metadata,
+        });
+        self.engine.commit(commits.collect()).await
+    }
+
+    /// That these offsets may be committed; which partitions they are of.
+    pub(crate) async fn check_offsets(&self, offsets: &[GroupOffset]) -> Result<Vec<usize>, Error> {
+        let mut indexes = Vec::with_capacity(offsets.len());
+        let mut ahead = Vec::new();
+        for offset in offsets {
+            let (topic, partition) = (&offset.topic, offset.partition);
+            let index = self.engine.find(topic, partition).ok_or_else(|| {
                 let message = "the partition is not this member's";
-                Error::new(ErrorKind::NotOwner, message).at(&Arc::from(*topic), *partition)
+                Error::new(ErrorKind::NotOwner, message).at(topic, partition)
             })?;
-            commits.push((self.engine.tracked[index].assigned.clone(), *offset));
+            indexes.push(index);
+            if offset.offset > self.engine.tracked[index].position {
+                ahead.push(offset.clone());
+            }
         }
-        self.engine.commit(commits).await
+        let client = &self.engine.client;
+        check_not_beyond(client, &ahead, client.deadline()).await?;
+        Ok(indexes)
     }
 
     /// Goes back to where the consumer's group has got to, in all its partitions: after a transaction that was to commit what was read, and was

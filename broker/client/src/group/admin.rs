@@ -2,11 +2,14 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use millrace_proto::v1::{self, group_service_client::GroupServiceClient};
+use millrace_proto::{
+    GROUPS_TOPIC,
+    v1::{self, group_service_client::GroupServiceClient},
+};
 use tonic::transport::Channel;
 
-use super::{Assignor, GroupCoordinator};
-use crate::{Client, Error, transport::Transport};
+use super::{Assignor, GroupCoordinator, GroupOffset, offsets::check_not_beyond};
+use crate::{Client, Error, coordinator, transport::Transport};
 
 /// What a group is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,18 +83,13 @@ pub struct CommittedOffset {
 impl Client {
     /// All groups of the cluster, by name.
     pub async fn groups(&self) -> Result<Vec<GroupSummary>, Error> {
-        let mut groups = BTreeMap::new();
-        self.refresh(&[millrace_proto::GROUPS_TOPIC.to_owned()])
-            .await?;
-        for address in self.cached().brokers() {
-            let mut service = self.transport().groups(&address)?;
-            let limit = self.transport().request_timeout();
-            let call = service.list_groups(v1::ListGroupsRequest {});
-            let response = Transport::call(&address, limit, call).await?;
-            let summaries = response.groups.into_iter().map(GroupSummary::from);
-            groups.extend(summaries.map(|group| (group.group.clone(), group)));
-        }
-        Ok(groups.into_values().collect())
+        let list = |mut service: GroupServiceClient<Channel>| async move {
+            service.list_groups(v1::ListGroupsRequest {}).await
+        };
+        let lists = coordinator::each(self, GROUPS_TOPIC, Transport::groups, list).await?;
+        let all = lists.into_iter().flat_map(|list| list.groups);
+        let all = all.map(|group| (group.group_id.clone(), group.into()));
+        Ok(all.collect::<BTreeMap<_, _>>().into_values().collect())
     }
 
     /// A group's members and offsets.
@@ -125,25 +123,18 @@ impl Client {
         Ok(offsets.into_iter().map(CommittedOffset::from).collect())
     }
 
-    /// Has a group without members go on elsewhere: at these offsets (topic, partition, offset). All or none.
+    /// Has a group without members go on elsewhere. All or none of these partitions, and nowhere beyond the end of a log.
     pub async fn reset_group(
         &self,
         group: &str,
-        offsets: &[(Arc<str>, i32, i64)],
+        offsets: impl IntoIterator<Item = GroupOffset>,
     ) -> Result<(), Error> {
-        let commits = offsets
-            .iter()
-            .map(|(topic, partition, offset)| v1::OffsetCommit {
-                topic: topic.to_string(),
-                partition: *partition,
-                offset: *offset,
-                leader_epoch: -1,
-                metadata: String::new(),
-            });
+        let offsets: Vec<GroupOffset> = offsets.into_iter().collect();
+        let deadline = self.deadline();
+        check_not_beyond(self, &offsets, deadline).await?;
+        let commits = offsets.into_iter().map(v1::OffsetCommit::from);
         let coordinator = GroupCoordinator::new(self.clone(), group.into());
-        coordinator
-            .commit("", 0, commits.collect(), self.deadline())
-            .await
+        coordinator.commit("", 0, commits.collect(), deadline).await
     }
 }
 

@@ -5,7 +5,7 @@
 //! of what is gone is committed; and only then the coordinator is told, who gives it to others.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -20,7 +20,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-use super::{Assignor, GroupCoordinator, InstanceId, admin::flat};
+use super::{Assignor, GroupCoordinator, GroupOffset, InstanceId, admin::flat, offsets::by_topic};
 use crate::{
     backoff,
     consumer::{Assigned, StartFrom},
@@ -35,6 +35,9 @@ const OUTGOING: usize = 16;
 const SILENT: u32 = 3;
 /// How long a last commit and farewell may take.
 const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Commits that wait for those before.
+const MAX_COMMITS: usize = 100;
 
 /// Partitions, with what is known of each.
 pub(crate) type Owned = BTreeMap<(Arc<str>, i32), Arc<Assigned>>;
@@ -67,14 +70,29 @@ pub(crate) enum Event {
     Failed(Error),
 }
 
+/// An offset to keep.
+#[derive(Debug, Clone)]
+pub(crate) struct Commit {
+    pub(crate) assigned: Arc<Assigned>,
+    pub(crate) offset: i64,
+    pub(crate) metadata: String,
+}
+
+impl Commit {
+    pub(crate) fn new(assigned: Arc<Assigned>, offset: i64) -> Self {
+        Self {
+            assigned,
+            offset,
+            metadata: String::new(),
+        }
+    }
+}
+
 /// From the consumer.
 #[derive(Debug)]
 pub(crate) enum Request {
     /// Keep these offsets.
-    Commit {
-        offsets: Vec<(Arc<Assigned>, i64)>,
-        reply: oneshot::Sender<Result<(), Error>>,
-    },
+    Commit { offsets: Vec<Commit>, reply: Reply },
     /// Where to go on in these partitions, in their order.
     Beginnings {
         partitions: Vec<(Arc<str>, i32)>,
@@ -122,6 +140,7 @@ pub(crate) fn begin(coordinator: GroupCoordinator, settings: GroupSettings) -> H
         member_id: new_member_id(),
         epoch: 0,
         owned: Owned::new(),
+        commits: VecDeque::new(),
         events: events_in,
         requests: requests_out,
     };
@@ -143,9 +162,14 @@ struct Member {
     member_id: String,
     epoch: i32,
     owned: Owned,
+    /// One after the other, so that none undoes a later one. The first stays here until it is answered, in this stream or another.
+    commits: VecDeque<(Vec<Commit>, Option<Reply>)>,
     events: mpsc::UnboundedSender<Event>,
     requests: mpsc::UnboundedReceiver<Request>,
 }
+
+/// To whom a commit is confirmed.
+type Reply = oneshot::Sender<Result<(), Error>>;
 
 /// How a stream ended.
 enum End {
@@ -159,6 +183,8 @@ enum End {
 enum Done {
     /// An assignment is taken up.
     TakenUp(Box<Result<TakenUp, Error>>),
+    /// The first of the commits is kept, or refused.
+    Committed(Result<(), Error>),
     /// Something was asked for, and answered.
     Answered,
 }
@@ -198,6 +224,9 @@ impl Member {
                     continue;
                 }
                 _ if !error.is_retriable() => {
+                    while !self.commits.is_empty() {
+                        self.committed(Err(error.clone()));
+                    }
                     let _ = self.events.send(Event::Failed(error));
                     return;
                 }
@@ -243,11 +272,16 @@ impl Member {
         let mut heard = Instant::now();
         let mut newest: Option<v1::Assignment> = None;
         let mut taking_up = false;
+        let mut committing = false;
         let mut work: FuturesUnordered<BoxFuture<'static, Done>> = FuturesUnordered::new();
         loop {
             if !taking_up && let Some(assignment) = newest.take() {
                 taking_up = true;
                 work.push(self.take_up(assignment));
+            }
+            if !committing && let Some((offsets, _)) = self.commits.front() {
+                committing = true;
+                work.push(self.commit(offsets.clone()));
             }
             tokio::select! {
                 answer = next(&mut incoming, &address) => {
@@ -274,6 +308,10 @@ impl Member {
                 }
                 Some(done) = work.next(), if !work.is_empty() => match done {
                     Done::Answered => {}
+                    Done::Committed(result) => {
+                        committing = false;
+                        self.committed(result);
+                    }
                     Done::TakenUp(taken) => {
                         taking_up = false;
                         let TakenUp { version, epoch, owned } = (*taken)?;
@@ -287,13 +325,17 @@ impl Member {
                 },
                 _ = commits.tick(), if self.settings.auto_commit.is_some() => {
                     let read = read(self.owned.values());
-                    if !read.is_empty() {
-                        work.push(self.commit(read, None));
+                    if !read.is_empty() && self.commits.is_empty() {
+                        self.commits.push_back((read, None));
                     }
                 }
                 request = self.requests.recv() => match request {
                     None => return Ok(End::Closed),
-                    Some(Request::Commit { offsets, reply }) => work.push(self.commit(offsets, Some(reply))),
+                    Some(Request::Commit { reply, .. }) if self.commits.len() >= MAX_COMMITS => {
+                        let message = format!("{MAX_COMMITS} commits wait already for group {}'s coordinator", self.settings.group);
+                        let _ = reply.send(Err(Error::new(ErrorKind::Throttled, message)));
+                    }
+                    Some(Request::Commit { offsets, reply }) => self.commits.push_back((offsets, Some(reply))),
                     Some(Request::Beginnings { partitions, reply }) => {
                         let (coordinator, start) = (self.coordinator.clone(), self.settings.start);
                         let found = async move {
@@ -319,7 +361,15 @@ impl Member {
                     Some(Request::Close { reply }) => {
                         let farewell = async {
                             // What is under way comes first, so that it does not come after.
-                            while work.next().await.is_some() {}
+                            while let Some(done) = work.next().await {
+                                if let Done::Committed(result) = done {
+                                    self.committed(result);
+                                }
+                            }
+                            while let Some((offsets, _)) = self.commits.front() {
+                                let result = commit(&self.coordinator, &self.member_id, self.epoch, offsets.clone()).await;
+                                self.committed(result);
+                            }
                             let read = read(self.owned.values());
                             let mut committed = Ok(());
                             if self.settings.auto_commit.is_some() && !read.is_empty() {
@@ -424,25 +474,23 @@ impl Member {
         taken.map(|taken| Done::TakenUp(Box::new(taken))).boxed()
     }
 
-    fn commit(
-        &self,
-        offsets: Vec<(Arc<Assigned>, i64)>,
-        reply: Option<oneshot::Sender<Result<(), Error>>>,
-    ) -> BoxFuture<'static, Done> {
+    fn commit(&self, offsets: Vec<Commit>) -> BoxFuture<'static, Done> {
         let coordinator = self.coordinator.clone();
         let (member_id, epoch) = (self.member_id.clone(), self.epoch);
-        async move {
-            let result = commit(&coordinator, &member_id, epoch, offsets).await;
-            match (reply, result) {
-                (Some(reply), result) => drop(reply.send(result)),
-                (None, Err(error)) => {
-                    tracing::warn!(%error, "offsets can't be committed; the next time more of them are");
-                }
-                (None, Ok(())) => {}
+        let result = async move { commit(&coordinator, &member_id, epoch, offsets).await };
+        result.map(Done::Committed).boxed()
+    }
+
+    /// What became of the first of the commits.
+    fn committed(&mut self, result: Result<(), Error>) {
+        match (self.commits.pop_front(), result) {
+            // Who asked may not wait for it.
+            (Some((_, Some(reply))), result) => drop(reply.send(result)),
+            (_, Err(error)) => {
+                tracing::warn!(%error, "offsets can't be committed; the next time more of them are");
             }
-            Done::Answered
+            (_, Ok(())) => {}
         }
-        .boxed()
     }
 }
 
@@ -470,11 +518,11 @@ async fn next(
 }
 
 /// What has been read and is not committed yet.
-fn read<'a>(partitions: impl Iterator<Item = &'a Arc<Assigned>>) -> Vec<(Arc<Assigned>, i64)> {
+fn read<'a>(partitions: impl Iterator<Item = &'a Arc<Assigned>>) -> Vec<Commit> {
     let news = partitions.filter_map(|assigned| {
         let read = assigned.read.load(Ordering::Acquire);
         let is_news = read > assigned.committed.load(Ordering::Acquire);
-        is_news.then(|| (assigned.clone(), read))
+        is_news.then(|| Commit::new(assigned.clone(), read))
     });
     news.collect()
 }
@@ -483,21 +531,20 @@ async fn commit(
     coordinator: &GroupCoordinator,
     member_id: &str,
     epoch: i32,
-    offsets: Vec<(Arc<Assigned>, i64)>,
+    commits: Vec<Commit>,
 ) -> Result<(), Error> {
-    let commits = offsets.iter().map(|(assigned, offset)| v1::OffsetCommit {
-        topic: assigned.topic.to_string(),
-        partition: assigned.partition,
-        offset: *offset,
-        leader_epoch: -1,
-        metadata: String::new(),
+    let offsets = commits.iter().map(|commit| {
+        let (topic, partition) = (commit.assigned.topic.clone(), commit.assigned.partition);
+        let offset = GroupOffset::new(topic, partition, commit.offset);
+        offset.metadata(commit.metadata.as_str()).into()
     });
     let deadline = coordinator.way().client().deadline();
     coordinator
-        .commit(member_id, epoch, commits.collect(), deadline)
+        .commit(member_id, epoch, offsets.collect(), deadline)
         .await?;
-    for (assigned, offset) in offsets {
-        assigned.committed.store(offset, Ordering::Release);
+    for commit in commits {
+        let committed = &commit.assigned.committed;
+        committed.store(commit.offset, Ordering::Release);
     }
     Ok(())
 }
@@ -546,21 +593,6 @@ async fn beginnings(
             offset.max(earliest.map_or(0, |at| at.offset))
         })
         .collect())
-}
-
-/// Sorted partitions, gathered by their topics.
-fn by_topic<'a>(partitions: impl Iterator<Item = &'a (Arc<str>, i32)>) -> Vec<v1::TopicPartitions> {
-    let mut topics: BTreeMap<&Arc<str>, Vec<i32>> = BTreeMap::new();
-    for (topic, partition) in partitions {
-        topics.entry(topic).or_default().push(*partition);
-    }
-    let topics = topics.into_iter();
-    topics
-        .map(|(topic, partitions)| v1::TopicPartitions {
-            topic: topic.to_string(),
-            partitions,
-        })
-        .collect()
 }
 
 fn millis(duration: Duration) -> u32 {

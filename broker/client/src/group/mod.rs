@@ -8,8 +8,9 @@ mod offsets;
 pub(crate) use admin::flat;
 pub use admin::{CommittedOffset, GroupDescription, GroupMember, GroupState, GroupSummary};
 pub(crate) use app::{Instance, InstanceId, group as group_of_app};
-pub(crate) use membership::{Committer, Event, GroupSettings, Handle, Request, begin};
-pub(crate) use offsets::GroupCoordinator;
+pub(crate) use membership::{Commit, Committer, Event, GroupSettings, Handle, Request, begin};
+pub use offsets::GroupOffset;
+pub(crate) use offsets::{GroupCoordinator, by_topic, check_not_beyond};
 
 /// How a group's partitions are given out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

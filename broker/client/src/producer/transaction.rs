@@ -4,7 +4,6 @@
 //! be delivered fails the transaction.
 
 use std::{
-    collections::BTreeMap,
     fmt,
     sync::{
         Arc,
@@ -24,9 +23,10 @@ use tonic::{Response, Status, transport::Channel};
 
 use super::{Delivery, Producer, ProducerBuilder, Record};
 use crate::{
-    Consumer,
+    Consumer, GroupOffset,
     coordinator::Coordinator,
     error::{Error, ErrorKind},
+    group::by_topic,
     transport::Transport,
 };
 
@@ -114,22 +114,12 @@ impl Transactions {
         partitions: &[(Arc<str>, i32)],
         deadline: Instant,
     ) -> Result<(), Error> {
-        let mut topics: BTreeMap<&Arc<str>, Vec<i32>> = BTreeMap::new();
-        for (topic, partition) in partitions {
-            topics.entry(topic).or_default().push(*partition);
-        }
         let identity = self.join();
         let request = v1::AddPartitionsRequest {
             transactional_id: self.coordinator.key().to_string(),
             producer_id: identity.id,
             producer_epoch: identity.epoch.into(),
-            partitions: topics
-                .into_iter()
-                .map(|(topic, partitions)| v1::TopicPartitions {
-                    topic: topic.to_string(),
-                    partitions,
-                })
-                .collect(),
+            partitions: by_topic(partitions.iter()),
         };
         let call = |mut service: TransactionServiceClient<Channel>| {
             let request = request.clone();
@@ -342,28 +332,24 @@ impl Transaction<'_> {
     /// [`rewind`](Consumer::rewind) the consumer.
     pub async fn send_offsets(&self, consumer: &mut Consumer) -> Result<(), Error> {
         let read = consumer.positions().into_iter();
-        let offsets =
-            read.map(|(assigned, offset)| (assigned.topic.clone(), assigned.partition, offset));
+        let offsets = read.map(|(assigned, offset)| {
+            GroupOffset::new(assigned.topic.clone(), assigned.partition, offset)
+        });
         self.hold(consumer, offsets.collect()).await
     }
 
-    /// The same for these offsets: (topic, partition, the next offset to be read).
+    /// The same for these offsets, of partitions that are the consumer's.
     pub async fn send_offsets_of(
         &self,
         consumer: &mut Consumer,
-        offsets: &[(&str, i32, i64)],
+        offsets: impl IntoIterator<Item = GroupOffset>,
     ) -> Result<(), Error> {
-        let offsets = offsets.iter();
-        let offsets =
-            offsets.map(|(topic, partition, offset)| ((*topic).into(), *partition, *offset));
-        self.hold(consumer, offsets.collect()).await
+        let offsets: Vec<GroupOffset> = offsets.into_iter().collect();
+        consumer.check_offsets(&offsets).await?;
+        self.hold(consumer, offsets).await
     }
 
-    async fn hold(
-        &self,
-        consumer: &mut Consumer,
-        offsets: Vec<(Arc<str>, i32, i64)>,
-    ) -> Result<(), Error> {
+    async fn hold(&self, consumer: &mut Consumer, offsets: Vec<GroupOffset>) -> Result<(), Error> {
         let transactions = &self.producer.transactions;
         if let Some(error) = transactions.failed() {
             return Err(error);
@@ -375,20 +361,11 @@ impl Transaction<'_> {
         if offsets.is_empty() {
             return Ok(());
         }
-        let commits = offsets
-            .into_iter()
-            .map(|(topic, partition, offset)| v1::OffsetCommit {
-                topic: topic.to_string(),
-                partition,
-                offset,
-                leader_epoch: -1,
-                metadata: String::new(),
-            });
         let offsets = v1::CommitOffsetsRequest {
             group_id: committer.group.to_string(),
             member_id: committer.member_id,
             epoch: committer.epoch,
-            offsets: commits.collect(),
+            offsets: offsets.into_iter().map(v1::OffsetCommit::from).collect(),
         };
         let held = transactions
             .add_offsets(offsets, self.producer.deadline())
