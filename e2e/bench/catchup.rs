@@ -14,7 +14,7 @@ use anyhow::{Result, ensure};
 use tokio::time::sleep;
 
 use crate::Bench;
-use crate::live::Live;
+use crate::live::{self, Live};
 use crate::peer::{Peer, Topic};
 use crate::produce::{Load, Payloads, produce};
 use crate::table::{Goal, Report};
@@ -83,7 +83,13 @@ async fn round(
     // What the system has yet to write of that would disturb.
     tokio::task::spawn_blocking(rustix::fs::sync).await?;
 
-    let mut live = Live::start(&target, TOPIC, payloads.size, options.live_rate.into()).await?;
+    let load = live::Load {
+        size: payloads.size,
+        rate: options.live_rate.into(),
+        linger: Duration::ZERO,
+        round_robin: false,
+    };
+    let mut live = Live::start(&target, TOPIC, load).await?;
     sleep(WARM_UP).await;
     live.latencies().await?;
     sleep(Duration::from_secs(options.seconds)).await;

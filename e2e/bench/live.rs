@@ -7,12 +7,25 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use hdrhistogram::Histogram;
-use millrace_client::Acks;
+use millrace_client::{Acks, Partitioner};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use crate::pace::{Latencies, Pace};
 use crate::peer::{Target, kafka, millrace};
+
+/// What it writes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Load {
+    /// Bytes of each record.
+    pub(crate) size: usize,
+    /// Records a second.
+    pub(crate) rate: u64,
+    /// How long a record waits for others.
+    pub(crate) linger: Duration,
+    /// Each partition in turn, in place of one for each batch.
+    pub(crate) round_robin: bool,
+}
 
 /// It writes with acks=all until it is dropped.
 pub(crate) struct Live {
@@ -33,19 +46,19 @@ struct Sender {
 }
 
 impl Live {
-    /// `rate` records a second, each of `size` bytes.
-    pub(crate) async fn start(
-        target: &Target,
-        topic: &'static str,
-        size: usize,
-        rate: u64,
-    ) -> Result<Self> {
+    pub(crate) async fn start(target: &Target, topic: &'static str, load: Load) -> Result<Self> {
         let side = match target {
             Target::Millrace(bootstrap) => {
-                Side::Millrace(Sender::start(bootstrap, topic, size, rate).await?)
+                Side::Millrace(Sender::start(bootstrap, topic, load).await?)
             }
             Target::Kafka(tools) => {
-                let args = [topic.to_owned(), size.to_string(), rate.to_string()];
+                let args = [
+                    topic.to_owned(),
+                    load.size.to_string(),
+                    load.rate.to_string(),
+                    load.linger.as_millis().to_string(),
+                    load.round_robin.to_string(),
+                ];
                 Side::Kafka(Box::new(tools.start_bench("live", &args)?))
             }
         };
@@ -93,19 +106,21 @@ impl Sender {
     async fn start(
         bootstrap: &millrace::Bootstrap,
         topic: &'static str,
-        size: usize,
-        rate: u64,
+        load: Load,
     ) -> Result<Self> {
         let producer = bootstrap.client().await?.producer();
-        let producer = producer.acks(Acks::All).linger(Duration::ZERO);
+        let mut producer = producer.acks(Acks::All).linger(load.linger);
+        if load.round_robin {
+            producer = producer.partitioner(Partitioner::RoundRobin);
+        }
         let producer = producer.build().await?;
         let heard = Arc::new(Mutex::new(Latencies::histogram()?));
         let stopping = Arc::new(AtomicBool::new(false));
         let epoch = Instant::now();
         let pace = Pace {
             topic,
-            size,
-            rate,
+            size: load.size,
+            rate: load.rate,
             epoch,
             start: Duration::from_millis(100),
         };

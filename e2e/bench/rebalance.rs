@@ -19,9 +19,10 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use crate::Bench;
-use crate::live::Live;
+use crate::live::{Live, Load};
 use crate::peer::{Peer, Target, Topic, millrace};
 use crate::table::{Goal, Report};
+use crate::trio::{REPLICAS, Trio};
 
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Options {
@@ -59,6 +60,8 @@ const SETTLED_WITHIN: Duration = Duration::from_secs(60);
 const DRAINED_WITHIN: Duration = Duration::from_secs(120);
 /// A consumer looks up so often from records that come without end.
 const RECORDS_AT_A_TIME: usize = 1_000;
+/// As producers that send so much have it.
+const LINGER: Duration = Duration::from_millis(5);
 const LOOK: Duration = Duration::from_millis(2);
 
 pub(crate) async fn rebalance(bench: &Bench, options: &Options) -> Result<Report> {
@@ -77,6 +80,9 @@ pub(crate) async fn rebalance(bench: &Bench, options: &Options) -> Result<Report
             None => {
                 let topics = [Topic::new(TOPIC, options.partitions)];
                 let trio = bench.peers.start_three(peer, false, &topics).await?;
+                if let Trio::Millrace { fleet, .. } = &trio {
+                    fleet.create_internal_topics(REPLICAS).await?;
+                }
                 let Target::Millrace(bootstrap) = trio.target() else {
                     bail!("only Millrace is measured here");
                 };
@@ -195,6 +201,8 @@ async fn consume(
 struct Change {
     name: &'static str,
     settled: Histogram<u64>,
+    /// Pauses of partitions that another consumer got.
+    moved: Histogram<u64>,
 }
 
 impl Change {
@@ -202,15 +210,25 @@ impl Change {
         Ok(Self {
             name,
             settled: Histogram::new(3)?,
+            moved: Histogram::new(3)?,
         })
     }
 
     fn add_to(&self, report: &mut Report) {
-        let ms = |quantile| self.settled.value_at_quantile(quantile) as f64 / 1e6;
-        for (metric, value) in [("p50", ms(0.5)), ("p99", ms(0.99))] {
-            let metric = format!("{}, until settled, {metric} ms", self.name);
-            report.add(Peer::Millrace, metric, None, value);
-        }
+        add(
+            report,
+            &format!("{}: until settled", self.name),
+            &self.settled,
+        );
+        let moved = format!("{}: pause of a partition that moves", self.name);
+        add(report, &moved, &self.moved);
+    }
+}
+
+fn add(report: &mut Report, what: &str, times: &Histogram<u64>) {
+    for (metric, quantile) in [("p50", 0.5), ("p99", 0.99), ("longest", 1.0)] {
+        let ms = times.value_at_quantile(quantile) as f64 / 1e6;
+        report.add(Peer::Millrace, format!("{what}, {metric} ms"), None, ms);
     }
 }
 
@@ -220,8 +238,7 @@ struct Group {
     shared: Arc<Shared>,
     members: BTreeMap<usize, Member>,
     next: usize,
-    /// Pauses of partitions that another consumer got, that stayed where they were, and of all when nothing changed.
-    moved: Histogram<u64>,
+    /// Pauses of partitions that stayed where they were, and of all when nothing changed.
     stayed: Histogram<u64>,
     quiet: Histogram<u64>,
 }
@@ -314,7 +331,7 @@ impl Group {
             if before.get(&partition) == after.get(&partition) {
                 self.stayed.record(stayed.as_nanos() as u64)?;
             } else {
-                self.moved.record(moved.as_nanos() as u64)?;
+                kind.moved.record(moved.as_nanos() as u64)?;
             }
         }
         Ok(())
@@ -348,14 +365,20 @@ async fn measure(
         shared: shared.clone(),
         members: BTreeMap::new(),
         next: 0,
-        moved: histogram()?,
         stayed: histogram()?,
         quiet: histogram()?,
     };
     let (mut joins, mut leaves) = (Change::new("one joins")?, Change::new("one leaves")?);
     let mut deaths = Change::new("one is killed")?;
     let target = Target::Millrace(bootstrap.clone());
-    let mut live = Live::start(&target, TOPIC, options.size as usize, options.rate).await?;
+    let load = Load {
+        size: options.size as usize,
+        rate: options.rate,
+        linger: LINGER,
+        // So that a pause is not that of a partition whose turn has not come.
+        round_robin: true,
+    };
+    let mut live = Live::start(&target, TOPIC, load).await?;
     for _ in 0..first {
         group.join().await?;
     }
@@ -392,22 +415,14 @@ async fn measure(
     for change in [&joins, &leaves, &deaths] {
         change.add_to(report);
     }
-    for (name, pauses) in [
-        ("a partition that moves", &group.moved),
-        ("a partition that stays", &group.stayed),
-        ("when nothing changes", &group.quiet),
-    ] {
-        for (metric, quantile) in [("p50", 0.5), ("p99", 0.99), ("longest", 1.0)] {
-            let ms = pauses.value_at_quantile(quantile) as f64 / 1e6;
-            let metric = format!("pause of {name}, {metric} ms");
-            report.add(Peer::Millrace, metric, None, ms);
-        }
-    }
+    let stays = "a change: pause of a partition that stays";
+    add(report, stays, &group.stayed);
+    add(report, "no change: pause of a partition", &group.quiet);
     latencies.add_to(report, Peer::Millrace, "records acknowledged, ", None);
-    let mut add = |metric, goal, value| report.add(Peer::Millrace, metric, goal, value);
-    add("records", None, written as f64);
-    add("records missed", Some(Goal::AtMost(0.0)), missed as f64);
-    add("records read twice", None, twice as f64);
+    let mut count = |metric, goal, value| report.add(Peer::Millrace, metric, goal, value);
+    count("records", None, written as f64);
+    count("records missed", Some(Goal::AtMost(0.0)), missed as f64);
+    count("records read twice", None, twice as f64);
     ensure!(missed == 0, "{missed} of {written} records were missed");
     Ok(())
 }

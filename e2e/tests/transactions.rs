@@ -227,6 +227,33 @@ async fn a_transaction_that_is_left_open_is_aborted_in_time() {
     assert_eq!(sorted(&committed), ["last", "next"]);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_person_aborts_the_transaction_of_an_app_that_hangs() {
+    let broker = start().await;
+    let client = broker.client().await;
+    let producer = client.producer();
+    let mut producer = producer.build_transactional("p").await.unwrap();
+    let abort = ["transactions", "abort", "p"];
+    let refused = broker.cli().run(&abort);
+    assert_ne!(refused.code, Some(0));
+    let told = refused.stderr;
+    assert!(told.contains("has no open transaction"), "{told}");
+    let transaction = producer.begin().await.unwrap();
+    let sent = transaction.send_tracked(record(0, "lost")).await.unwrap();
+    sent.await.unwrap();
+    broker.cli().run(&abort).success();
+    let failed = transaction.commit().await.unwrap_err();
+    assert_eq!(failed.kind(), ErrorKind::TransactionAborted, "{failed}");
+    let transaction = producer.begin().await.unwrap();
+    transaction.send(record(0, "next")).await.unwrap();
+    transaction.commit().await.unwrap();
+    let committed = read(&client, "out", Isolation::ReadCommitted).await;
+    assert_eq!(sorted(&committed), ["next"]);
+    let unknown = ["transactions", "abort", "q"];
+    let told = broker.cli().run(&unknown).stderr;
+    assert!(told.contains("there is no transactional id `q`"), "{told}");
+}
+
 /// A transaction that has returned records of a partition when that goes to another member does not commit them: the other one reads them, too.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_goes_to_another_member_in_between_is_not_committed_twice() {

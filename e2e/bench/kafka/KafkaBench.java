@@ -51,7 +51,8 @@ public final class KafkaBench {
                 Integer.parseInt(args[5]), Integer.parseInt(args[6]), Integer.parseInt(args[7]));
             case "connections" -> connections(args[1], args[2], Integer.parseInt(args[3]), Integer.parseInt(args[4]),
                 Integer.parseInt(args[5]), Integer.parseInt(args[6]), Integer.parseInt(args[7]));
-            case "live" -> live(args[1], args[2], Integer.parseInt(args[3]), Integer.parseInt(args[4]));
+            case "live" -> live(args[1], args[2], Integer.parseInt(args[3]), Integer.parseInt(args[4]), Integer.parseInt(args[5]),
+                Boolean.parseBoolean(args[6]));
             case "write" -> write(args[1], args[2], Integer.parseInt(args[3]), Integer.parseInt(args[4]), Integer.parseInt(args[5]),
                 Integer.parseInt(args[6]));
             case "transactions" -> transactions(args[1], args[2], Integer.parseInt(args[3]), Integer.parseInt(args[4]),
@@ -237,13 +238,17 @@ public final class KafkaBench {
      * Writes at a rate until standard input ends. Each line there is answered by how long the records took that were acknowledged since the
      * last one, and the end by the rest of them.
      */
-    private static void live(String bootstrap, String topic, int size, int rate) throws Exception {
+    private static void live(String bootstrap, String topic, int size, int rate, int linger, boolean roundRobin)
+            throws Exception {
         Recorder recorder = new Recorder(TimeUnit.MINUTES.toNanos(10), 3);
         AtomicReference<Throwable> failure = new AtomicReference<>();
         AtomicBoolean stopping = new AtomicBoolean();
-        KafkaProducer<byte[], byte[]> producer = new KafkaProducer<>(
-            Map.of("bootstrap.servers", bootstrap, "acks", "all", "linger.ms", 0),
-            new ByteArraySerializer(), new ByteArraySerializer());
+        Map<String, Object> config = new java.util.HashMap<>(
+            Map.of("bootstrap.servers", bootstrap, "acks", "all", "linger.ms", linger));
+        if (roundRobin) {
+            config.put("partitioner.class", "org.apache.kafka.clients.producer.RoundRobinPartitioner");
+        }
+        KafkaProducer<byte[], byte[]> producer = new KafkaProducer<>(config, new ByteArraySerializer(), new ByteArraySerializer());
         producer.partitionsFor(topic);
         byte[] value = new byte[size];
         long start = System.nanoTime() + 100_000_000L;
