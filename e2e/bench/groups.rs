@@ -175,10 +175,9 @@ async fn join(
         ..MemberHello::default()
     };
     outgoing.send(say(Message::Hello(hello))).await?;
-    let mut incoming = service
-        .join(ReceiverStream::new(messages))
-        .await?
-        .into_inner();
+    let joined = service.join(ReceiverStream::new(messages)).await;
+    let joined = joined.with_context(|| format!("member {id} of group {group} can't join"))?;
+    let mut incoming = joined.into_inner();
     let (shares, answers) = (shares.clone(), outgoing.clone());
     tasks.spawn(async move {
         while let Ok(Some(told)) = incoming.message().await {
@@ -299,10 +298,11 @@ async fn commits(
                 }],
             };
             while !stop.load(Ordering::Relaxed) {
-                service.commit_offsets(request.clone()).await?;
+                let committed = service.commit_offsets(request.clone()).await;
+                committed.with_context(|| format!("member {id} can't commit"))?;
                 count.fetch_add(1, Ordering::Relaxed);
             }
-            Ok::<_, tonic::Status>(())
+            Ok::<_, anyhow::Error>(())
         });
     }
     sleep(Duration::from_secs(2)).await;

@@ -234,19 +234,32 @@ impl RequestBudget {
             // Brokers tell one another positions; what they send of records is bounded by windows.
             return request;
         }
+        let streams = STREAMS
+            .iter()
+            .any(|name| request.uri().path().ends_with(name));
         let memory = RequestMemory::default();
         request.extensions_mut().insert(memory.clone());
-        request.map(|body| {
-            Body::new(MeteredBody {
-                body,
-                admission: self.admission(),
-                max_message: self.max_message,
-                state: Metered::Prefix(Prefix::default()),
-                pending: Bytes::new(),
-                memory,
-                deadline: None,
-            })
-        })
+        request.map(|body| Body::new(self.metered(body, streams, memory, STALL)))
+    }
+
+    fn metered(
+        &self,
+        body: Body,
+        streams: bool,
+        memory: RequestMemory,
+        stall: Duration,
+    ) -> MeteredBody {
+        MeteredBody {
+            body,
+            streams,
+            admission: self.admission(),
+            max_message: self.max_message,
+            state: Metered::Prefix(Prefix::default()),
+            pending: Bytes::new(),
+            memory,
+            stall,
+            deadline: None,
+        }
     }
 
     pub(super) fn admission(&self) -> Admission {
@@ -285,9 +298,14 @@ impl Admission {
     }
 }
 
+/// Methods that take one message after another, however long that takes: between two of them a stream holds no memory, and may be silent.
+const STREAMS: [&str; 2] = ["/Join", "/ServerReflectionInfo"];
+
 /// Follows gRPC's framing (one byte for compression, four for the length, then the message) to know when the message begins.
 struct MeteredBody {
     body: Body,
+    /// More messages may come.
+    streams: bool,
     admission: Admission,
     max_message: usize,
     state: Metered,
@@ -295,6 +313,8 @@ struct MeteredBody {
     pending: Bytes,
     /// For the message that is being received or handled.
     memory: RequestMemory,
+    /// How long a message may take from when it has begun.
+    stall: Duration,
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
@@ -302,8 +322,8 @@ struct MeteredBody {
 enum Metered {
     /// Before or in a message's prefix.
     Prefix(Prefix),
-    /// In the message.
-    Message,
+    /// In the message, of which so many bytes are still to come. Of the only one: in it until the end.
+    Message(usize),
 }
 
 /// What has come of the five bytes before a message.
@@ -329,7 +349,8 @@ impl Prefix {
 }
 
 impl MeteredBody {
-    /// Waits for the memory of a message that begins in `pending`. Returns how many bytes may be passed on.
+    /// Waits for the memory of a message that begins in `pending`. Returns how many bytes may be passed on: no more than to its end, if others may
+    /// come after it.
     fn poll_admit(&mut self, cx: &mut Context<'_>) -> Poll<usize> {
         let mut rest = &self.pending[..];
         let mut state = self.state;
@@ -341,12 +362,33 @@ impl MeteredBody {
             let admitted = ready!(self.admission.poll(cx, length.min(self.max_message)));
             *self.memory.0.lock() = admitted;
             self.deadline = None;
-            state = Metered::Message;
+            state = Metered::Message(length);
+        }
+        if let Metered::Message(left) = &mut state
+            && self.streams
+        {
+            let taken = rest.len().min(*left);
+            rest = &rest[taken..];
+            *left -= taken;
+            if *left == 0 {
+                state = Metered::Prefix(Prefix::default());
+            }
+        } else {
+            rest = &[];
         }
         self.state = state;
-        self.deadline
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(STALL)));
-        Poll::Ready(self.pending.len())
+        if self.is_between() {
+            self.deadline = None;
+        } else {
+            self.deadline
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep(self.stall)));
+        }
+        Poll::Ready(self.pending.len() - rest.len())
+    }
+
+    /// Whether no message has begun that is not passed on.
+    fn is_between(&self) -> bool {
+        matches!(&self.state, Metered::Prefix(prefix) if prefix.is_empty())
     }
 }
 
@@ -360,6 +402,10 @@ impl HttpBody for MeteredBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
         if this.pending.is_empty() {
+            if this.streams && this.is_between() {
+                // Whoever asks for more is done with what came before.
+                *this.memory.0.lock() = None;
+            }
             match Pin::new(&mut this.body).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                     Ok(data) => this.pending = data,
@@ -393,4 +439,105 @@ fn units(bytes: usize) -> u32 {
     u32::try_from(bytes.div_ceil(UNIT))
         .unwrap_or(u32::MAX >> 3)
         .max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::{FutureExt, future::poll_fn};
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    const SHORT: Duration = Duration::from_millis(50);
+
+    /// What a client sends, as it sends it.
+    struct Sent(mpsc::UnboundedReceiver<Bytes>);
+
+    impl HttpBody for Sent {
+        type Data = Bytes;
+        type Error = Status;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+            self.0
+                .poll_recv(cx)
+                .map(|data| Some(Ok(Frame::data(data?))))
+        }
+    }
+
+    struct Stream {
+        client: mpsc::UnboundedSender<Bytes>,
+        body: MeteredBody,
+        budget: RequestBudget,
+    }
+
+    fn stream(streams: bool) -> Stream {
+        let (client, sent) = mpsc::unbounded_channel();
+        let budget = RequestBudget::new(1 << 20, 1 << 20);
+        let memory = RequestMemory::default();
+        let body = budget.metered(Body::new(Sent(sent)), streams, memory, SHORT);
+        Stream {
+            client,
+            body,
+            budget,
+        }
+    }
+
+    impl Stream {
+        fn send(&self, bytes: &[u8]) {
+            self.client.send(Bytes::copy_from_slice(bytes)).unwrap();
+        }
+
+        /// How much the handler gets; nothing if it has to wait.
+        async fn next(&mut self) -> Option<Result<usize, Status>> {
+            let frame = poll_fn(|cx| Pin::new(&mut self.body).poll_frame(cx)).now_or_never()?;
+            Some(frame.unwrap().map(|frame| frame.into_data().unwrap().len()))
+        }
+
+        fn held(&self) -> usize {
+            units(SMALL_BUDGET) as usize - self.budget.small.available_permits()
+        }
+    }
+
+    /// A message of 3 bytes.
+    const MESSAGE: [u8; 8] = [0, 0, 0, 0, 3, 1, 2, 3];
+
+    #[tokio::test]
+    async fn a_stream_holds_memory_for_a_message_at_a_time_and_may_be_silent_in_between() {
+        let mut stream = stream(true);
+        // Two and a half in one piece.
+        stream.send(&[&MESSAGE[..], &MESSAGE, &MESSAGE[..6]].concat());
+        for held in [0, 1] {
+            assert_eq!(stream.held(), held);
+            assert_eq!(stream.next().await.unwrap().unwrap(), MESSAGE.len());
+        }
+        assert_eq!(stream.next().await.unwrap().unwrap(), 6);
+        assert!(stream.next().await.is_none());
+        assert_eq!(stream.held(), 1, "the third has begun");
+        stream.send(&MESSAGE[6..]);
+        assert_eq!(stream.next().await.unwrap().unwrap(), 2);
+        assert!(stream.next().await.is_none());
+        assert_eq!(stream.held(), 0, "nothing has begun");
+        tokio::time::sleep(2 * SHORT).await;
+        assert!(stream.next().await.is_none());
+        stream.send(&MESSAGE[..6]);
+        assert_eq!(stream.next().await.unwrap().unwrap(), 6);
+        tokio::time::sleep(2 * SHORT).await;
+        assert!(stream.next().await.unwrap().is_err(), "it was not finished");
+        assert_eq!(stream.held(), 0);
+    }
+
+    #[tokio::test]
+    async fn the_only_message_holds_its_memory_until_the_end_which_must_come_in_time() {
+        let mut stream = stream(false);
+        stream.send(&MESSAGE);
+        assert_eq!(stream.next().await.unwrap().unwrap(), MESSAGE.len());
+        assert!(stream.next().await.is_none());
+        assert_eq!(stream.held(), 1);
+        tokio::time::sleep(2 * SHORT).await;
+        assert!(stream.next().await.unwrap().is_err());
+        assert_eq!(stream.held(), 0);
+    }
 }
