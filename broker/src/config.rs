@@ -1,6 +1,10 @@
 //! The broker's configuration: every flag with its unit, default and reason, in one place.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::{Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use bytesize::ByteSize;
 use clap::Parser;
@@ -240,6 +244,11 @@ impl Config {
         }
     }
 
+    /// The address that clients are told to use, if it is given.
+    pub fn advertised(&self) -> Option<String> {
+        self.advertise.as_deref().map(advertised)
+    }
+
     /// The Cluster to take part in, if it is to.
     pub fn membership(&self) -> Option<Membership> {
         Some(Membership {
@@ -248,7 +257,7 @@ impl Config {
             namespace: self.namespace.clone()?,
             pod: self.pod.clone()?,
             pod_uid: self.pod_uid.clone()?,
-            address: self.advertise.clone()?,
+            address: self.advertised()?,
             timing: Timing {
                 duration: self.lease_duration.into(),
                 renewal: self.lease_renew.into(),
@@ -273,4 +282,28 @@ impl Config {
 
 fn bytes(size: ByteSize) -> usize {
     usize::try_from(size.as_u64()).unwrap_or(usize::MAX)
+}
+/// With brackets around an IPv6 address, which Kubernetes gives pods without.
+fn advertised(address: &str) -> String {
+    match address.rsplit_once(':') {
+        Some((host, port)) if host.parse::<Ipv6Addr>().is_ok() => format!("[{host}]:{port}"),
+        _ => address.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv6_address_gets_brackets() {
+        for (given, expected) in [
+            ("fd00:10::2:7070", "[fd00:10::2]:7070"),
+            ("[fd00:10::2]:7070", "[fd00:10::2]:7070"),
+            ("10.0.1.2:7070", "10.0.1.2:7070"),
+            ("main-0.main.shop.svc:7070", "main-0.main.shop.svc:7070"),
+        ] {
+            assert_eq!(advertised(given), expected);
+        }
+    }
 }

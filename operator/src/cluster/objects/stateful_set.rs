@@ -4,7 +4,7 @@ use millrace_crds::cluster::template::BROKER_CONTAINER;
 use millrace_crds::{Cluster, DeletionPolicy};
 use serde_json::{Value, json};
 
-use super::labels::{labels, name, namespace, selecting};
+use super::labels::{labels, name, selecting};
 use super::settings::{DATA, METRICS_PORT, client_port};
 use super::{Inputs, broker_name, brokers_service, config_map, overlay};
 
@@ -102,14 +102,9 @@ fn pod(cluster: &Cluster, inputs: &Inputs<'_>, config_hash: &str) -> Value {
 
 fn container(cluster: &Cluster, inputs: &Inputs<'_>) -> Value {
     let spec = &cluster.spec;
-    let cluster_name = name(cluster);
     let field = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
-    let advertise = format!(
-        "$(MILLRACE_POD).{}.{}.svc:{}",
-        brokers_service(cluster_name),
-        namespace(cluster),
-        client_port(spec)
-    );
+    // The pod's address and not its name: of a pod that is made again DNS tells late, and after an outage of the control plane very late.
+    let advertise = format!("$(MILLRACE_POD_IP):{}", client_port(spec));
     let probe = |path: &str, period: i32, failures: i32| {
         json!({
             "httpGet": {"path": path, "port": "metrics"},
@@ -121,10 +116,11 @@ fn container(cluster: &Cluster, inputs: &Inputs<'_>) -> Value {
     let mut container = json!({
         "name": BROKER_CONTAINER,
         "image": spec.image.as_deref().unwrap_or(inputs.default_image),
-        "envFrom": [{"configMapRef": {"name": config_map(cluster_name)}}],
+        "envFrom": [{"configMapRef": {"name": config_map(name(cluster))}}],
         "env": [
             field("MILLRACE_POD", "metadata.name"),
             field("MILLRACE_POD_UID", "metadata.uid"),
+            field("MILLRACE_POD_IP", "status.podIP"),
             {"name": "MILLRACE_ADVERTISE", "value": advertise},
         ],
         "ports": [

@@ -133,8 +133,8 @@ fn each_setting_reaches_the_broker_under_the_name_that_it_reads() {
     );
     let container = &objects.stateful_set["spec"]["template"]["spec"]["containers"][0];
     assert_eq!(
-        container["env"][2],
-        json!({"name": "MILLRACE_ADVERTISE", "value": "$(MILLRACE_POD).main-brokers.shop.svc:9000"})
+        container["env"][3],
+        json!({"name": "MILLRACE_ADVERTISE", "value": "$(MILLRACE_POD_IP):9000"})
     );
     assert_eq!(objects.bootstrap_service["spec"]["ports"][0]["port"], 9000);
 }
