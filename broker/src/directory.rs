@@ -8,6 +8,7 @@ use std::{
     sync::Arc,
 };
 
+use millrace_record::key_partition;
 use parking_lot::RwLock;
 use uuid::Uuid;
 
@@ -127,6 +128,18 @@ impl Directory {
     /// The brokers that are up, by id, and where clients reach them.
     pub fn brokers(&self) -> Arc<BTreeMap<i32, String>> {
         self.brokers.read().clone()
+    }
+
+    /// The broker that leads a partition, if it is up, and where it is reached.
+    pub fn leader(&self, partition: &Partition) -> Option<(i32, String)> {
+        let id = partition.leader?;
+        Some((id, self.brokers().get(&id)?.clone()))
+    }
+
+    /// The partition that a key belongs to, if there is the topic.
+    pub fn partition_of(&self, topic: &str, key: &str) -> Option<i32> {
+        let count = u32::try_from(self.topic(topic)?.partitions.len()).ok()?;
+        (count > 0).then(|| key_partition(key.as_bytes(), count) as i32)
     }
 
     /// Replaces what is known of the brokers.

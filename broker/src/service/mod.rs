@@ -149,10 +149,7 @@ impl Broker {
     }
 
     fn not_leader(&self, topic: &str, partition: i32, known: &Partition) -> ApiError {
-        let leader = known.leader.and_then(|id| {
-            let brokers = self.directory.brokers();
-            Some((id, brokers.get(&id)?.clone()))
-        });
+        let leader = self.directory.leader(known);
         ApiError::not_leader(topic, partition, known.leader_epoch, leader)
     }
 

@@ -20,7 +20,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use millrace_record::key_partition;
 use parking_lot::Mutex;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -195,8 +194,7 @@ impl<M: Machine> Shards<M> {
 
     /// The partition of the internal topic that the key belongs to, if there is the topic.
     pub(crate) fn partition_of(&self, key: &str) -> Option<i32> {
-        let count = u32::try_from(self.partitions()).ok()?;
-        (count > 0).then(|| key_partition(key.as_bytes(), count) as i32)
+        self.directory.partition_of(self.topic, key)
     }
 
     /// Asks all shards that are here.

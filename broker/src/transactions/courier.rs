@@ -14,7 +14,6 @@ use millrace_proto::{
         participant_service_client::ParticipantServiceClient,
     },
 };
-use millrace_record::key_partition;
 use parking_lot::Mutex;
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -83,11 +82,11 @@ impl Courier {
                         producer_epoch: epoch.into(),
                         partitions: by_topic(&partitions),
                     };
-                    let opened = match self.service(&address) {
-                        Ok(mut service) => service.open_transaction(timed(request)).await,
-                        Err(error) => Err(error),
+                    let opened = async {
+                        let mut service = self.service(&address)?;
+                        service.open_transaction(timed(request)).await
                     };
-                    (partitions, opened.map(drop))
+                    (partitions, opened.await.map(drop))
                 });
             let mut failed = unled.first().map(|(topic, partition)| {
                 Status::unavailable(format!("{topic}/{partition} has no leader now"))
@@ -117,16 +116,14 @@ impl Courier {
         let group = group.cloned().unwrap_or_default();
         let mut pause = MIN_PAUSE;
         loop {
-            let held = match self.coordinator_of(&group) {
-                Some(address) => match self.service(&address) {
-                    Ok(mut service) => service.hold_offsets(timed(request.clone())).await,
-                    Err(error) => Err(error),
-                },
-                None => Err(Status::unavailable(format!(
-                    "group {group} has no coordinator now"
-                ))),
+            let held = async {
+                let address = self.coordinator_of(&group).ok_or_else(|| {
+                    Status::unavailable(format!("group {group} has no coordinator now"))
+                })?;
+                let mut service = self.service(&address)?;
+                service.hold_offsets(timed(request.clone())).await
             };
-            match held {
+            match held.await {
                 Ok(_) => return Ok(()),
                 Err(error) if may_pass(&error) && Instant::now() + pause < deadline => {
                     debug!(%error, group, "having a group's coordinator hold offsets again");
@@ -191,11 +188,11 @@ impl Courier {
                     partitions: by_topic(&partitions),
                     groups: groups.iter().cloned().collect(),
                 };
-                let closed = match self.service(&address) {
-                    Ok(mut service) => service.close_transaction(timed(request)).await,
-                    Err(error) => Err(error),
+                let closed = async {
+                    let mut service = self.service(&address)?;
+                    service.close_transaction(timed(request)).await
                 };
-                (partitions, groups, closed)
+                (partitions, groups, closed.await)
             });
         let mut failed = None;
         for (partitions, groups, closed) in join_all(calls).await {
@@ -253,13 +250,11 @@ impl Courier {
     fn leader(&self, topic: &str, partition: i32) -> Option<String> {
         let topic = self.directory.topic(topic)?;
         let partition = topic.partitions.get(usize::try_from(partition).ok()?)?;
-        self.directory.brokers().get(&partition.leader?).cloned()
+        self.directory.leader(partition).map(|(_, address)| address)
     }
 
     fn coordinator_of(&self, group: &str) -> Option<String> {
-        let count = self.directory.topic(groups::TOPIC)?.partitions.len();
-        let count = u32::try_from(count).ok().filter(|count| *count > 0)?;
-        let partition = key_partition(group.as_bytes(), count) as i32;
+        let partition = self.directory.partition_of(groups::TOPIC, group)?;
         self.leader(groups::TOPIC, partition)
     }
 
