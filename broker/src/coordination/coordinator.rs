@@ -45,7 +45,7 @@ use super::{
 use crate::{fetching::PeerAddress, partition::SILENCE};
 
 /// Elections that are being written at a time.
-const MAX_WRITES: usize = 32;
+const MAX_WRITES: usize = 64;
 /// The watches' pauses between attempts.
 const MIN_PAUSE: Duration = Duration::from_millis(200);
 const MAX_PAUSE: Duration = Duration::from_secs(2);

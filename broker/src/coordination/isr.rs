@@ -20,7 +20,7 @@ use crate::{
 /// How often leaders are asked. Also at once when a broker goes or comes.
 const INTERVAL: Duration = Duration::from_millis(200);
 /// Writes and reads at a time.
-const MAX_CALLS: usize = 32;
+const MAX_CALLS: usize = 64;
 
 /// What a call brought.
 enum Answer {
@@ -34,8 +34,9 @@ type Call = BoxFuture<'static, (Arc<HostedReplica>, i32, Answer)>;
 pub(super) struct IsrChanges {
     context: Arc<Context>,
     calls: FuturesUnordered<Call>,
-    /// Where the last round ended for lack of room.
+    /// Where the last round ended for lack of room, and whether it did.
     from: usize,
+    short: bool,
 }
 
 impl IsrChanges {
@@ -44,6 +45,7 @@ impl IsrChanges {
             context,
             calls: FuturesUnordered::new(),
             from: 0,
+            short: false,
         }
     }
 
@@ -60,6 +62,10 @@ impl IsrChanges {
                         Answer::Unknown => replica.on_isr_answer(epoch, None, now),
                         Answer::Refused => replica.on_isr_refused(epoch, now),
                     }
+                    // When a broker dies, many have something to be written: as fast as the API server takes it, and not so many at each tick.
+                    if self.short && self.calls.len() <= MAX_CALLS / 2 {
+                        self.ask();
+                    }
                 }
                 _ = ticks.tick() => self.ask(),
                 () = context.peers.changed() => self.ask(),
@@ -73,8 +79,10 @@ impl IsrChanges {
         let context = self.context.clone();
         let peers = |id| context.peers.get(id);
         let mut asked = 0;
+        self.short = false;
         for (key, replica) in all.iter().cycle().skip(self.from).take(all.len()) {
             if self.calls.len() >= MAX_CALLS {
+                self.short = true;
                 break;
             }
             asked += 1;
