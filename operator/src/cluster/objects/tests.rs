@@ -223,8 +223,8 @@ fn the_template_is_laid_over_the_pods() {
     assert_eq!(pod["containers"].as_array().unwrap().len(), 2);
     let broker = &pod["containers"][0];
     assert_eq!(broker["image"], "millrace-broker:0.1.0");
-    assert_eq!(broker["env"].as_array().unwrap().len(), 4);
-    assert_eq!(broker["env"][3]["name"], "EXTRA");
+    assert_eq!(broker["env"].as_array().unwrap().len(), 5);
+    assert_eq!(broker["env"][4]["name"], "EXTRA");
     assert_eq!(broker["volumeMounts"].as_array().unwrap().len(), 2);
 }
 
