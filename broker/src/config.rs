@@ -1,6 +1,7 @@
 //! The broker's configuration: every flag with its unit, default and reason, in one place.
 
 use std::{
+    convert::Infallible,
     net::{Ipv6Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
@@ -38,7 +39,12 @@ pub struct Config {
     )]
     pub listen: SocketAddr,
     /// The address that clients are told to use, host:port. Default: the one it listens on.
-    #[arg(long, env = "MILLRACE_ADVERTISE", value_name = "HOST:PORT")]
+    #[arg(
+        long,
+        env = "MILLRACE_ADVERTISE",
+        value_name = "HOST:PORT",
+        value_parser = advertised
+    )]
     pub advertise: Option<String>,
     /// The Cluster to take part in, coordinated through the Kubernetes API server. Without it the broker runs alone.
     #[arg(long, env = "MILLRACE_CLUSTER", value_name = "NAME", conflicts_with = "topics", requires_all = ["namespace", "pod", "pod_uid", "advertise"])]
@@ -244,11 +250,6 @@ impl Config {
         }
     }
 
-    /// The address that clients are told to use, if it is given.
-    pub fn advertised(&self) -> Option<String> {
-        self.advertise.as_deref().map(advertised)
-    }
-
     /// The Cluster to take part in, if it is to.
     pub fn membership(&self) -> Option<Membership> {
         Some(Membership {
@@ -257,7 +258,7 @@ impl Config {
             namespace: self.namespace.clone()?,
             pod: self.pod.clone()?,
             pod_uid: self.pod_uid.clone()?,
-            address: self.advertised()?,
+            address: self.advertise.clone()?,
             timing: Timing {
                 duration: self.lease_duration.into(),
                 renewal: self.lease_renew.into(),
@@ -283,12 +284,13 @@ impl Config {
 fn bytes(size: ByteSize) -> usize {
     usize::try_from(size.as_u64()).unwrap_or(usize::MAX)
 }
+
 /// With brackets around an IPv6 address, which Kubernetes gives pods without.
-fn advertised(address: &str) -> String {
-    match address.rsplit_once(':') {
+fn advertised(address: &str) -> Result<String, Infallible> {
+    Ok(match address.rsplit_once(':') {
         Some((host, port)) if host.parse::<Ipv6Addr>().is_ok() => format!("[{host}]:{port}"),
         _ => address.to_owned(),
-    }
+    })
 }
 
 #[cfg(test)]
@@ -303,7 +305,8 @@ mod tests {
             ("10.0.1.2:7070", "10.0.1.2:7070"),
             ("main-0.main.shop.svc:7070", "main-0.main.shop.svc:7070"),
         ] {
-            assert_eq!(advertised(given), expected);
+            let config = Config::parse_from(["millrace-broker", "--advertise", given]);
+            assert_eq!(config.advertise.as_deref(), Some(expected));
         }
     }
 }

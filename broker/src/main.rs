@@ -110,8 +110,8 @@ async fn serve(
     tokio::spawn(observe::serve(observer, metrics.clone(), readiness.clone()));
     // Before others hear of this broker: one that does not listen would be taken for dead.
     let listener = listen(config.listen, "--listen").await?;
-    let address = match config.advertised() {
-        Some(address) => address,
+    let address = match &config.advertise {
+        Some(address) => address.clone(),
         None => listener.local_addr()?.to_string(),
     };
     let mut lost = None;

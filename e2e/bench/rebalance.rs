@@ -138,15 +138,14 @@ enum End {
 }
 
 struct Member {
-    end: Option<oneshot::Sender<End>>,
+    end: oneshot::Sender<End>,
     task: JoinHandle<Result<()>>,
 }
 
 impl Member {
-    async fn end(mut self, how: End) -> Result<()> {
-        let end = self.end.take().context("a consumer ends once")?;
+    async fn end(self, how: End) -> Result<()> {
         // If it has ended already, it says why.
-        let _ = end.send(how);
+        let _ = self.end.send(how);
         self.task.await?
     }
 }
@@ -249,7 +248,6 @@ impl Group {
         let client = self.bootstrap.client().await?;
         let id = self.next;
         let task = tokio::spawn(consume(client, self.shared.clone(), id, ends));
-        let end = Some(end);
         self.members.insert(id, Member { end, task });
         self.next += 1;
         Ok(())

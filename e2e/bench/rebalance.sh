@@ -9,31 +9,17 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 namespace=rebalance-$$
 
-k() { kubectl -n "$namespace" "$@"; }
+# shellcheck source=e2e/bench/pods.bash
+source e2e/bench/pods.bash
 
-# Restarts all brokers, and returns when they are.
+# As the benchmark calls it at a cycle's peak.
 if [[ ${1-} == --restart ]]; then
   namespace=$2
-  mark=$(date +%s%N)
-  k patch cluster.millrace.dev/main --type merge -p '{"spec":{"template":{"metadata":{"annotations":{"restarted":"'"$mark"'"}}}}}'
-  until [[ $(k get pods -o jsonpath='{range .items[?(@.metadata.annotations.restarted=="'"$mark"'")]}x{end}') == xxx ]]; do sleep 0.2; done
-  k wait --for=condition=Ready --timeout=1m cluster.millrace.dev/main topic.millrace.dev/rebalanced
+  restart_brokers
+  k wait --for=condition=Ready --timeout=1m topic.millrace.dev/rebalanced >/dev/null
   exit
 fi
 
-trap 'kubectl delete namespace "$namespace" --wait=false >/dev/null' EXIT
-kubectl create namespace "$namespace" >/dev/null
-k apply -f - >/dev/null <<END_OF_CLUSTER
-apiVersion: millrace.dev/v1alpha1
-kind: Cluster
-metadata: {name: main}
-spec: {replicas: 3, storage: {size: 8Gi}}
----
-apiVersion: millrace.dev/v1alpha1
-kind: Topic
-metadata: {name: rebalanced}
-spec: {partitions: 30, replicationFactor: 3, minInSyncReplicas: 2}
-END_OF_CLUSTER
-k wait --for=condition=Ready --timeout=2m cluster.millrace.dev/main topic.millrace.dev/rebalanced >/dev/null
+make_cluster 8Gi rebalanced 30
 e2e/cluster/run in 1 "$PWD/target/release/millrace-bench" --rounds 1 rebalance --bootstrap "main-bootstrap.$namespace.svc:7070" \
   --meanwhile "$PWD/e2e/bench/rebalance.sh --restart $namespace" "$@"

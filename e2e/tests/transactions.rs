@@ -231,8 +231,7 @@ async fn a_transaction_that_is_left_open_is_aborted_in_time() {
 async fn a_person_aborts_the_transaction_of_an_app_that_hangs() {
     let broker = start().await;
     let client = broker.client().await;
-    let producer = client.producer();
-    let mut producer = producer.build_transactional("p").await.unwrap();
+    let mut producer = producer(&client, "p").await;
     let abort = ["transactions", "abort", "p"];
     let refused = broker.cli().run(&abort);
     assert_ne!(refused.code, Some(0));

@@ -790,12 +790,6 @@ impl Consumer {
         self.commit_async().await
     }
 
-    fn all_read(&self) -> Vec<Commit> {
-        let read = self.positions().into_iter();
-        read.map(|(assigned, offset)| Commit::new(assigned, offset))
-            .collect()
-    }
-
     /// The next offset to be returned of each partition.
     pub(crate) fn positions(&self) -> Vec<(Arc<Assigned>, i64)> {
         let current = |index: usize| {
@@ -835,7 +829,9 @@ impl Consumer {
 
     /// The same without waiting: what has been returned so far is being committed, whatever becomes of the future.
     pub fn commit_async(&self) -> impl Future<Output = Result<(), Error>> + Send + use<> {
-        self.engine.commit(self.all_read())
+        let read = self.positions().into_iter();
+        let commits = read.map(|(assigned, offset)| Commit::new(assigned, offset));
+        self.engine.commit(commits.collect())
     }
 
     /// Commits these offsets, of partitions that are this member's. None may lie beyond the end of its log.

@@ -1,0 +1,40 @@
+# What the benchmarks on pods share; for `source`. They set `namespace`, in which all is made.
+#
+# They need KUBECONFIG and kubectl (`eval "$(e2e/cluster/run env)"`), and an installed operator whose images the nodes have.
+
+k() { kubectl -n "$namespace" "$@"; }
+
+# make_cluster SIZE TOPIC PARTITIONS: a Cluster `main` of three brokers with volumes of that size, and a topic in it with three replicas of which two must be
+# in sync. They go with the script.
+make_cluster() {
+  trap 'kubectl delete namespace "$namespace" --wait=false >/dev/null' EXIT
+  kubectl create namespace "$namespace" >/dev/null
+  k apply -f - >/dev/null <<END_OF_CLUSTER
+apiVersion: millrace.dev/v1alpha1
+kind: Cluster
+metadata: {name: main}
+spec: {replicas: 3, storage: {size: $1}}
+---
+apiVersion: millrace.dev/v1alpha1
+kind: Topic
+metadata: {name: $2}
+spec: {partitions: $3, replicationFactor: 3, minInSyncReplicas: 2}
+END_OF_CLUSTER
+  k wait --for=condition=Ready --timeout=2m cluster.millrace.dev/main "topic.millrace.dev/$2" >/dev/null
+}
+
+# Restarts the brokers, one after another, and returns when they are.
+restart_brokers() {
+  local mark begun=$SECONDS
+  mark=$(date +%s%N)
+  k patch cluster.millrace.dev/main --type merge -p '{"spec":{"template":{"metadata":{"annotations":{"restarted":"'"$mark"'"}}}}}' >/dev/null
+  until [[ $(k get pods -o jsonpath='{range .items[?(@.metadata.annotations.restarted=="'"$mark"'")]}x{end}') == xxx ]]; do
+    ((SECONDS - begun < 100)) || {
+      echo "the brokers were not all restarted in 100 s:" >&2
+      k get cluster.millrace.dev/main pods -o wide >&2
+      exit 1
+    }
+    sleep 0.2
+  done
+  k wait --for=condition=Ready --timeout=1m cluster.millrace.dev/main >/dev/null
+}
