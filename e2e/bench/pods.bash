@@ -4,8 +4,7 @@
 
 k() { kubectl -n "$namespace" "$@"; }
 
-# make_cluster SIZE TOPIC PARTITIONS: a Cluster `main` of three brokers with volumes of that size, and a topic in it with three replicas of which two must be
-# in sync. They go with the script.
+# make_cluster SIZE TOPIC PARTITIONS: a Cluster `main` of three brokers with volumes of that size, and a topic in it. They go with the script.
 make_cluster() {
   trap 'kubectl delete namespace "$namespace" --wait=false >/dev/null' EXIT
   kubectl create namespace "$namespace" >/dev/null
@@ -14,13 +13,20 @@ apiVersion: millrace.dev/v1alpha1
 kind: Cluster
 metadata: {name: main}
 spec: {replicas: 3, storage: {size: $1}}
----
+END_OF_CLUSTER
+  make_topic "$2" "$3"
+  k wait --for=condition=Ready --timeout=2m cluster.millrace.dev/main >/dev/null
+}
+
+# make_topic TOPIC PARTITIONS: three replicas, of which two must be in sync.
+make_topic() {
+  k apply -f - >/dev/null <<END_OF_TOPIC
 apiVersion: millrace.dev/v1alpha1
 kind: Topic
-metadata: {name: $2}
-spec: {partitions: $3, replicationFactor: 3, minInSyncReplicas: 2}
-END_OF_CLUSTER
-  k wait --for=condition=Ready --timeout=2m cluster.millrace.dev/main "topic.millrace.dev/$2" >/dev/null
+metadata: {name: $1}
+spec: {partitions: $2, replicationFactor: 3, minInSyncReplicas: 2}
+END_OF_TOPIC
+  k wait --for=condition=Ready --timeout=2m "topic.millrace.dev/$1" >/dev/null
 }
 
 # Restarts the brokers, one after another, and returns when they are.

@@ -7,13 +7,18 @@
 use std::collections::{BTreeMap, HashMap};
 use std::process::Stdio;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use futures::FutureExt;
 use hdrhistogram::Histogram;
-use millrace_client::{Client, ConsumedRecord, Consumer, OffsetSpec, StartFrom};
+use millrace_client::{
+    Client, ConsumedRecord, Consumer, ErrorKind, OffsetSpec, Record, StartFrom,
+    TransactionalProducer,
+};
 use parking_lot::Mutex;
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
@@ -47,13 +52,20 @@ pub(crate) struct Options {
     /// Of brokers that run already, which have the topic `rebalanced`. By default three are started here.
     #[arg(long)]
     bootstrap: Option<String>,
-    /// A command that is run at each cycle's peak, such as one that restarts the brokers.
+    /// Each copies what it reads into the topic `rebalanced-copy`, exactly once: in transactions that commit what was read, too.
+    #[arg(long)]
+    exactly_once: bool,
+    /// A command that is run at each cycle's peak, such as one that restarts the brokers. Each line of its output is a partition and the offset of a record
+    /// that it has read in the group.
     #[arg(long)]
     meanwhile: Option<String>,
 }
 
 const TOPIC: &str = "rebalanced";
+const COPY: &str = "rebalanced-copy";
 const GROUP: &str = "rebalanced";
+/// A killed consumer's transaction is aborted after this, or when one with its id comes.
+const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(5);
 /// What is undisturbed between changes.
 const QUIET: Duration = Duration::from_secs(2);
 const SETTLED_WITHIN: Duration = Duration::from_secs(60);
@@ -78,7 +90,7 @@ pub(crate) async fn rebalance(bench: &Bench, options: &Options) -> Result<Report
                 measure(&bootstrap, options, &mut report).await?;
             }
             None => {
-                let topics = [Topic::new(TOPIC, options.partitions)];
+                let topics = [TOPIC, COPY].map(|name| Topic::new(name, options.partitions));
                 let trio = bench.peers.start_three(peer, false, &topics).await?;
                 if let Trio::Millrace { fleet, .. } = &trio {
                     fleet.create_internal_topics(REPLICAS).await?;
@@ -129,6 +141,8 @@ struct Shared {
     reads: Vec<Mutex<Read>>,
     /// What each that lives has, as it says itself.
     owned: Mutex<BTreeMap<usize, Vec<i32>>>,
+    /// Transactions that were.
+    aborted: AtomicU64,
 }
 
 /// How a consumer ends.
@@ -138,6 +152,7 @@ enum End {
 }
 
 struct Member {
+    slot: u32,
     end: oneshot::Sender<End>,
     task: JoinHandle<Result<()>>,
 }
@@ -150,49 +165,110 @@ impl Member {
     }
 }
 
+impl Shared {
+    fn read(&self, by: usize, partition: i32, offset: i64) -> Result<()> {
+        let read = self.reads.get(usize::try_from(partition)?);
+        let read = read.context("a record of an unknown partition")?;
+        read.lock().record(by, offset);
+        Ok(())
+    }
+}
+
+/// A consumer, which may copy what it reads.
+struct Reader {
+    id: usize,
+    consumer: Consumer,
+    copier: Option<TransactionalProducer>,
+    shared: Arc<Shared>,
+}
+
+impl Reader {
+    /// Reads what is there, if there is anything soon.
+    async fn read(&mut self) -> Result<()> {
+        let Ok(first) = timeout(LOOK, self.consumer.next_record()).await else {
+            return Ok(());
+        };
+        let mut records = vec![first.context("the consumer ended by itself")??];
+        while records.len() < RECORDS_AT_A_TIME
+            && let Some(next) = self.consumer.next_record().now_or_never()
+        {
+            records.push(next.context("the consumer ended by itself")??);
+        }
+        if let Some(copier) = &mut self.copier
+            && let Err(error) = copy(copier, &mut self.consumer, &records).await
+        {
+            if error.kind() == ErrorKind::FencedProducer {
+                return Err(error.into());
+            }
+            self.shared.aborted.fetch_add(1, Ordering::Relaxed);
+            self.consumer.rewind().await?;
+            return Ok(());
+        }
+        for record in &records {
+            let (partition, offset) = (record.partition, record.record.offset);
+            self.shared.read(self.id, partition, offset)?;
+        }
+        Ok(())
+    }
+}
+
+async fn copy(
+    copier: &mut TransactionalProducer,
+    consumer: &mut Consumer,
+    records: &[ConsumedRecord],
+) -> Result<(), millrace_client::Error> {
+    let transaction = copier.begin().await?;
+    for consumed in records {
+        let mut record = Record::to(COPY).partition(consumed.partition);
+        record.value = consumed.record.value.clone();
+        // Where it was: what the copy is compared by.
+        record.key = Some(consumed.record.offset.to_be_bytes().to_vec().into());
+        transaction.send(record).await?;
+    }
+    transaction.send_offsets(consumer).await?;
+    transaction.commit().await
+}
+
 async fn consume(
     client: Client,
     shared: Arc<Shared>,
     id: usize,
+    transactional_id: Option<String>,
     mut end: oneshot::Receiver<End>,
 ) -> Result<()> {
+    let copier = match transactional_id {
+        Some(id) => {
+            let producer = client.producer().linger(LINGER);
+            let producer = producer.transaction_timeout(TRANSACTION_TIMEOUT);
+            Some(producer.build_transactional(id).await?)
+        }
+        None => None,
+    };
     let consumer = client.consumer().topic(TOPIC).group(GROUP);
     let consumer = consumer.start(StartFrom::Earliest);
-    let mut consumer: Consumer = consumer
-        .auto_commit(Some(Duration::from_secs(1)))
-        .build()
-        .await?;
-    let read = |record: ConsumedRecord| -> Result<()> {
-        let read = shared.reads.get(usize::try_from(record.partition)?);
-        let read = read.context("a record of an unknown partition")?;
-        read.lock().record(id, record.record.offset);
-        Ok(())
+    let interval = copier.is_none().then_some(Duration::from_secs(1));
+    let mut reader = Reader {
+        id,
+        consumer: consumer.auto_commit(interval).build().await?,
+        copier,
+        shared,
     };
     loop {
-        for _ in 0..RECORDS_AT_A_TIME {
-            match consumer.next_record().now_or_never() {
-                Some(Some(record)) => read(record?)?,
-                Some(None) => bail!("consumer {id} ended by itself"),
-                None => break,
-            }
-        }
-        let owned = consumer.assignment().into_iter();
+        reader.read().await?;
+        let owned = reader.consumer.assignment().into_iter();
         let owned = owned.map(|(_, partition)| partition).collect();
-        shared.owned.lock().insert(id, owned);
+        reader.shared.owned.lock().insert(id, owned);
         match end.try_recv() {
             Ok(End::Leave) => {
-                consumer.close().await?;
+                reader.consumer.close().await?;
                 break;
             }
             Ok(End::Die) => break,
             Err(oneshot::error::TryRecvError::Closed) => bail!("the benchmark failed"),
             Err(oneshot::error::TryRecvError::Empty) => {}
         }
-        if let Ok(record) = timeout(LOOK, consumer.next_record()).await {
-            read(record.context("the consumer ended by itself")??)?;
-        }
     }
-    shared.owned.lock().remove(&id);
+    reader.shared.owned.lock().remove(&id);
     Ok(())
 }
 
@@ -237,6 +313,7 @@ struct Group {
     shared: Arc<Shared>,
     members: BTreeMap<usize, Member>,
     next: usize,
+    exactly_once: bool,
     /// Pauses of partitions that stayed where they were, and of all when nothing changed.
     stayed: Histogram<u64>,
     quiet: Histogram<u64>,
@@ -247,8 +324,13 @@ impl Group {
         let (end, ends) = oneshot::channel();
         let client = self.bootstrap.client().await?;
         let id = self.next;
-        let task = tokio::spawn(consume(client, self.shared.clone(), id, ends));
-        self.members.insert(id, Member { end, task });
+        // That of one that is gone, if there is one: so its transaction is aborted.
+        let slot = (0..).find(|slot| !self.members.values().any(|m| m.slot == *slot));
+        let slot = slot.context("there is a number for each")?;
+        let copier = self.exactly_once.then(|| format!("copier-{slot}"));
+        let task = consume(client, self.shared.clone(), id, copier, ends);
+        let task = tokio::spawn(task);
+        self.members.insert(id, Member { slot, end, task });
         self.next += 1;
         Ok(())
     }
@@ -356,6 +438,7 @@ async fn measure(
     let shared = Arc::new(Shared {
         reads: std::iter::repeat_with(read).take(partitions).collect(),
         owned: Mutex::default(),
+        aborted: AtomicU64::new(0),
     });
     let histogram = || Histogram::<u64>::new(3);
     let mut group = Group {
@@ -363,6 +446,7 @@ async fn measure(
         shared: shared.clone(),
         members: BTreeMap::new(),
         next: 0,
+        exactly_once: options.exactly_once,
         stayed: histogram()?,
         quiet: histogram()?,
     };
@@ -387,7 +471,7 @@ async fn measure(
                 .await?;
         }
         if let Some(command) = &options.meanwhile {
-            meanwhile(command).await?;
+            meanwhile(command, &shared).await?;
         }
         for _ in 0..options.killed {
             group
@@ -421,16 +505,76 @@ async fn measure(
     count("records", None, written as f64);
     count("records missed", Some(Goal::AtMost(0.0)), missed as f64);
     count("records read twice", None, twice as f64);
-    ensure!(missed == 0, "{missed} of {written} records were missed");
+    let mut wrong = missed;
+    if options.exactly_once {
+        let (missing, twice) = check_copy(&client, &shared).await?;
+        let aborted = shared.aborted.load(Ordering::Relaxed);
+        count(
+            "records missing in the copy",
+            Some(Goal::AtMost(0.0)),
+            missing as f64,
+        );
+        count(
+            "records twice in the copy",
+            Some(Goal::AtMost(0.0)),
+            twice as f64,
+        );
+        count("transactions aborted", None, aborted as f64);
+        wrong += missing + twice;
+    }
+    ensure!(
+        wrong == 0,
+        "of {written} records some were missed, or copied twice"
+    );
     Ok(())
 }
 
-async fn meanwhile(command: &str) -> Result<()> {
+async fn meanwhile(command: &str, shared: &Shared) -> Result<()> {
     let mut shell = tokio::process::Command::new("sh");
-    shell.args(["-c", command]).stdout(Stdio::null());
-    let status = shell.status().await?;
+    shell.args(["-c", command]).stdout(Stdio::piped());
+    let mut shell = shell.kill_on_drop(true).spawn()?;
+    let output = shell.stdout.take().context("it is piped")?;
+    let mut lines = BufReader::new(output).lines();
+    while let Some(line) = lines.next_line().await? {
+        let place = line.split_once(char::is_whitespace);
+        let place = place.with_context(|| format!("{line:?} is no partition and offset"))?;
+        shared.read(usize::MAX, place.0.parse()?, place.1.trim().parse()?)?;
+    }
+    let status = shell.wait().await?;
     ensure!(status.success(), "{command:?} failed: {status}");
     Ok(())
+}
+
+/// Compares the copy with the topic: how many records of it are missing in the copy, and how many are there more than once or not in their place.
+async fn check_copy(client: &Client, shared: &Shared) -> Result<(u64, u64)> {
+    let (mut missing, mut wrong) = (0, 0);
+    for (partition, read) in (0..).zip(&shared.reads) {
+        let expected = read.lock().times.len() as i64;
+        let consumer = client.consumer().partitions(COPY, [partition]);
+        let mut consumer = consumer.start(StartFrom::Earliest).build().await?;
+        let mut next = 0;
+        // One more would be wrong, and is waited for.
+        loop {
+            let patience = match next < expected {
+                true => DRAINED_WITHIN,
+                false => Duration::from_millis(500),
+            };
+            let Ok(record) = timeout(patience, consumer.next_record()).await else {
+                break;
+            };
+            let record = record.context("the consumer ended by itself")??;
+            let key = record
+                .record
+                .key
+                .context("a record of the copy has no key")?;
+            let offset = i64::from_be_bytes(key[..].try_into()?);
+            wrong += u64::from(offset < next);
+            missing += u64::try_from(offset - next).unwrap_or(0);
+            next = next.max(offset + 1);
+        }
+        missing += u64::try_from(expected - next).unwrap_or(0);
+    }
+    Ok((missing, wrong))
 }
 
 /// Waits until all is read that the topic has; how much was not, and how much more than once.
