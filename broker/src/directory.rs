@@ -22,6 +22,7 @@ use crate::{
 pub struct Directory {
     topics: RwLock<HashMap<Arc<str>, Arc<Topic>>>,
     brokers: RwLock<Arc<BTreeMap<i32, String>>>,
+    racks: RwLock<Arc<BTreeMap<i32, Arc<str>>>>,
 }
 
 /// What a broker knows of its cluster. A broker that runs alone has no replicas to host and no peers.
@@ -145,6 +146,17 @@ impl Directory {
     /// Replaces what is known of the brokers.
     pub fn set_brokers(&self, brokers: BTreeMap<i32, String>) {
         *self.brokers.write() = Arc::new(brokers);
+    }
+
+    /// The brokers' racks, as far as they are known.
+    pub fn racks(&self) -> Arc<BTreeMap<i32, Arc<str>>> {
+        self.racks.read().clone()
+    }
+
+    /// Replaces what is known of racks.
+    pub fn set_racks(&self, racks: BTreeMap<i32, String>) {
+        let racks = racks.into_iter().map(|(id, rack)| (id, rack.into()));
+        *self.racks.write() = Arc::new(racks.collect());
     }
 
     /// Makes a topic known, or replaces what is known of it.

@@ -26,6 +26,7 @@ pub(crate) async fn good_ones_are_accepted(objects: &Objects<'_>) {
         "config: {maxRequest: 65536}",
         "config: {replicaLag: 1m30s}",
         "lease: {durationSeconds: 10, renewSeconds: 5}",
+        "rebalance: {mode: Manual, concurrency: 5}",
         "paused: true",
         "image: registry.example:5000/millrace@sha256:0123\nimagePullPolicy: Always\nimagePullSecrets: [{name: a}]",
     ] {
@@ -59,6 +60,10 @@ pub(crate) async fn bad_ones_are_refused_with_a_sentence(objects: &Objects<'_>) 
         (
             "resources: {limits: {cpu: two}}",
             "spec.resources.limits.cpu in body should match",
+        ),
+        (
+            "rebalance: {mode: auto}",
+            r#"spec.rebalance.mode: Unsupported value: "auto": supported values: "Auto", "Manual""#,
         ),
         (
             "durability: fsync",
@@ -252,6 +257,8 @@ pub(crate) async fn a_status_with_all_its_fields_is_kept(objects: &Objects<'_>) 
         "observedGeneration": 1, "replicas": 3, "readyReplicas": 2, "selector": "millrace.dev/cluster=reported",
         "controller": 1, "bootstrapAddress": "reported:7070", "version": "0.1.0", "topics": 2, "partitions": 12,
         "partitionsOffline": 0, "partitionsUnderReplicated": 4, "partitionsBelowMinIsr": 1,
+        "rebalance": {"state": "Moving", "proposal": "0123", "partitions": 9, "moving": 2, "moved": 1, "startedAt": "2026-01-01T00:00:00Z",
+                      "estimatedEnd": "2026-01-01T00:10:00Z"},
         "brokers": [{"id": 0, "storeId": "s", "claimName": "data-0", "podName": "p", "rack": "a", "state": "Serving"}],
     });
     let written = objects.set_status(Cluster, name, &status).await;

@@ -9,9 +9,11 @@
 mod chart;
 mod clusters;
 mod degraded;
+mod elastic;
 mod failures;
 mod journey;
 mod kubectl;
+mod load;
 mod objects;
 mod outage;
 mod refusals;
@@ -85,6 +87,10 @@ const INSTALLATIONS: &[(&str, Installation)] = &[
     (
         "degraded::conditions_and_events_tell_when_it_begins_and_when_it_is_over",
         degraded::conditions_and_events_tell_when_it_begins_and_when_it_is_over,
+    ),
+    (
+        "elastic::brokers_and_replicas_come_and_go",
+        elastic::brokers_and_replicas_come_and_go,
     ),
     (
         "failures::nothing_acknowledged_is_lost",

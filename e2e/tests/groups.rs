@@ -359,6 +359,7 @@ async fn what_is_wrong_is_refused_with_a_reason_and_the_group_goes_on() {
             topics: vec!["t".into(); topics],
             pattern: pattern.map(str::to_owned),
             assignor,
+            rack: None,
         })
     };
     for (hello, reason) in [

@@ -6,6 +6,7 @@
 //! operators acts, by [`election`].
 
 mod alive;
+mod balance;
 mod cache;
 mod cluster;
 mod config;

@@ -2,7 +2,7 @@
 //!
 //! Of each partition no two replicas are in one rack while there are enough racks; then the broker with the fewest replicas is taken, then the
 //! rack with the fewest, then the lowest id. The preferred leader, first in the list, is the chosen broker that is preferred least often. What
-//! is placed already is never moved: growing a topic only adds.
+//! is placed already is not moved here ([`crate::balance`] does that): growing a topic only adds.
 
 use std::collections::BTreeMap;
 
@@ -23,6 +23,15 @@ pub(crate) struct Load {
 
 /// What each broker holds.
 pub(crate) type Loads = BTreeMap<i32, Load>;
+
+/// Takes one partition's replicas out of the count.
+pub(crate) fn discount(loads: &mut Loads, replicas: &[i32]) {
+    for (index, id) in replicas.iter().enumerate() {
+        let load = loads.entry(*id).or_default();
+        load.replicas = load.replicas.saturating_sub(1);
+        load.preferred = load.preferred.saturating_sub(usize::from(index == 0));
+    }
+}
 
 /// Counts one partition's replicas.
 pub(crate) fn count(loads: &mut Loads, replicas: &[i32]) {
@@ -54,7 +63,8 @@ pub(crate) fn place(
     }
     let mut placed = BTreeMap::new();
     for partition in partitions {
-        let replicas = one(candidates, factor, own, all);
+        let mut replicas = choose(candidates, &[], factor, own, all);
+        prefer(&mut replicas, own, all);
         count(own, &replicas);
         count(all, &replicas);
         placed.insert(partition, replicas);
@@ -62,7 +72,14 @@ pub(crate) fn place(
     Ok(placed)
 }
 
-fn one(candidates: &[Candidate], factor: usize, own: &Loads, all: &Loads) -> Vec<i32> {
+/// Chooses brokers for a partition that those of `kept` hold already, and go on holding, until there are `factor`, or no candidate is left.
+pub(crate) fn choose(
+    candidates: &[Candidate],
+    kept: &[Candidate],
+    factor: usize,
+    own: &Loads,
+    all: &Loads,
+) -> Vec<i32> {
     let load = |loads: &Loads, id: i32| loads.get(&id).copied().unwrap_or_default();
     let rack_load = |rack: &Option<String>| {
         let there = candidates.iter().filter(|other| other.rack == *rack);
@@ -70,29 +87,39 @@ fn one(candidates: &[Candidate], factor: usize, own: &Loads, all: &Loads) -> Vec
             .map(|other| load(own, other.id).replicas)
             .sum::<usize>()
     };
-    let mut chosen: Vec<&Candidate> = Vec::with_capacity(factor);
+    let mut chosen: Vec<&Candidate> = kept.iter().collect();
     while chosen.len() < factor {
         let free = candidates
             .iter()
             .filter(|candidate| chosen.iter().all(|other| other.id != candidate.id));
         let best = free.min_by_key(|candidate| {
-            let same_rack = chosen
-                .iter()
-                .filter(|other| candidate.rack.is_some() && other.rack == candidate.rack)
-                .count();
             (
-                same_rack,
+                sharing(candidate, chosen.iter().copied()),
                 load(own, candidate.id).replicas,
                 load(all, candidate.id).replicas,
                 rack_load(&candidate.rack),
                 candidate.id,
             )
         });
-        // There are at least as many candidates as replicas.
         let Some(best) = best else { break };
         chosen.push(best);
     }
-    let mut replicas: Vec<i32> = chosen.iter().map(|candidate| candidate.id).collect();
+    chosen.iter().map(|candidate| candidate.id).collect()
+}
+
+/// How many of the others are in the candidate's rack.
+pub(crate) fn sharing<'a>(
+    candidate: &Candidate,
+    others: impl Iterator<Item = &'a Candidate>,
+) -> usize {
+    others
+        .filter(|other| candidate.rack.is_some() && other.rack == candidate.rack)
+        .count()
+}
+
+/// Puts that broker first which is preferred least often.
+pub(crate) fn prefer(replicas: &mut [i32], own: &Loads, all: &Loads) {
+    let load = |loads: &Loads, id: i32| loads.get(&id).copied().unwrap_or_default();
     let preferred = replicas.iter().copied().min_by_key(|id| {
         (
             load(own, *id).preferred,
@@ -104,7 +131,6 @@ fn one(candidates: &[Candidate], factor: usize, own: &Loads, all: &Loads) -> Vec
     if let Some(at) = replicas.iter().position(|id| Some(*id) == preferred) {
         replicas[..=at].rotate_right(1);
     }
-    replicas
 }
 
 #[cfg(test)]

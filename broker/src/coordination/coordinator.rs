@@ -119,6 +119,7 @@ impl Topics {
                 .partitions_of(topic_id)
                 .map(|(index, seen)| (index, seen.lease.clone()))
                 .collect(),
+            let_go: BTreeSet::new(),
         }
     }
 
@@ -201,8 +202,9 @@ impl Coordinator {
         let peers = self.context.peers.clone();
         // One watch of all Leases: this broker's own renewals come through it, so that its silence tells that it is broken.
         let selector = format!("{}={cluster}", CLUSTER_LABEL);
+        let records_selector = Role::selector_of(&[Role::Topic, Role::Racks], &cluster);
         let mut leases = watch(self.context.api.leases(), &selector);
-        let mut records = watch(self.context.api.records(), &Role::Topic.selector(&cluster));
+        let mut records = watch(self.context.api.records(), &records_selector);
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -219,7 +221,7 @@ impl Coordinator {
                 event = records.next() => match event {
                     Some(Ok(event)) => self.on_record(event),
                     Some(Err(error)) => warn!(%error, "the watch of topics broke; trying again"),
-                    None => records = watch(self.context.api.records(), &Role::Topic.selector(&cluster)),
+                    None => records = watch(self.context.api.records(), &records_selector),
                 },
                 Some(written) = self.writes.next() => self.on_written(written),
                 () = peers.changed() => self.on_tick(),
@@ -229,7 +231,7 @@ impl Coordinator {
                         self.last_event = Instant::now();
                         self.listing_topics = Some(self.last_event);
                         leases = watch(self.context.api.leases(), &selector);
-                        records = watch(self.context.api.records(), &Role::Topic.selector(&cluster));
+                        records = watch(self.context.api.records(), &records_selector);
                     }
                     self.on_tick();
                 }
@@ -302,14 +304,14 @@ impl Coordinator {
             let mut view = self.context.topics.view.lock();
             match event {
                 Event::Init => {
-                    view.begin_topic_list();
+                    view.begin_record_list();
                     Vec::new()
                 }
                 Event::InitApply(record) | Event::Apply(record) => {
-                    view.apply_topic(&record).into_iter().collect()
+                    view.apply_record(&record).into_iter().collect()
                 }
-                Event::InitDone => view.end_topic_list(),
-                Event::Delete(record) => view.delete_topic(&record).into_iter().collect(),
+                Event::InitDone => view.end_record_list(),
+                Event::Delete(record) => view.delete_record(&record).into_iter().collect(),
             }
         };
         self.on_changed(changed);
@@ -323,6 +325,10 @@ impl Coordinator {
         for item in items {
             match item {
                 Item::Session(_) => self.on_sessions(),
+                Item::Racks => {
+                    let racks = self.context.topics.view.lock().racks().clone();
+                    self.context.directory.set_racks(racks);
+                }
                 Item::Controller => self.on_controller(),
                 Item::Partition(key) => {
                     self.context.topics.mark(key.0);

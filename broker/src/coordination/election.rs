@@ -95,9 +95,17 @@ pub(crate) fn elect(
     let leader = assignment.leader.filter(is_alive);
     let leads_on = leader.filter(|leader| !alive[&leader.id].draining);
     if let Some(leader) = leads_on {
-        let preferred = assignment.replicas.first().and_then(may_lead);
+        // Who is to hold the partition no longer hands it to whichever can take it.
+        let is_listed = assignment.replicas.contains(&leader.id);
+        let eligible = if is_listed {
+            1
+        } else {
+            assignment.replicas.len()
+        };
+        let mut preferred = assignment.replicas.iter().take(eligible);
         return preferred
-            .filter(|(id, broker)| *id != leader.id && broker.settled)
+            .find_map(|id| may_lead(id).filter(|(_, broker)| broker.settled))
+            .filter(|(id, _)| *id != leader.id)
             .map(|preferred| elected(preferred, Reason::Preferred));
     }
     // In the order of preference. Of the ISR also who is to be a replica no longer: it has everything, and there may be no one else.

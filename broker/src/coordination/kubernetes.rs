@@ -46,7 +46,7 @@ const ISR_PAUSE: Duration = Duration::from_secs(1);
 const DRAIN_LIMIT: Duration = Duration::from_secs(20);
 const LEAVE_ISR: Duration = Duration::from_secs(1);
 const DRAIN_POLL: Duration = Duration::from_millis(20);
-/// Writes at a time that take this broker out of a deleted topic's replicas.
+/// Leases at a time that are read or written for what this broker deletes.
 const MAX_LEAVES: usize = 16;
 /// After something failed.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -302,9 +302,11 @@ impl Follower {
                     continue;
                 }
             };
-            for wanted in changed {
+            for mut wanted in changed {
                 let topic_id = wanted.topic_id;
                 let leaving = self.is_to_be_deleted(&wanted).await;
+                let let_go = replicas.let_go(&wanted);
+                let unconfirmed = self.confirm_let_go(&mut wanted, let_go).await;
                 let work = move || {
                     let done = match &leaving {
                         Ok(Some(_)) => replicas.delete(topic_id),
@@ -326,7 +328,7 @@ impl Follower {
                     (Err(error), _) => Some(error.to_string()),
                     (Ok(()), Err(error)) => Some(error.to_string()),
                     (Ok(()), Ok(Some(partitions))) => self.leave(topic_id, partitions).await,
-                    (Ok(()), Ok(None)) => None,
+                    (Ok(()), Ok(None)) => unconfirmed.err().map(|error| error.to_string()),
                 };
                 if let Some(error) = failed {
                     warn!(topic = %topic_id, error, "a topic can't be brought to what it should be; trying again");
@@ -337,6 +339,31 @@ impl Follower {
                 }
             }
         }
+    }
+
+    /// Takes note of those of the partitions that others still hold in this broker's place, as the API server says. One that has changed meanwhile is looked at
+    /// again.
+    async fn confirm_let_go(&self, wanted: &mut Wanted, let_go: Vec<i32>) -> Result<(), ApiError> {
+        let cluster = &self.0.claimant.cluster;
+        if let_go.len() > MAX_LEAVES {
+            // Leaders that change are not kept waiting for all of them.
+            self.0.topics.mark(wanted.topic_id);
+        }
+        let names = let_go.into_iter().take(MAX_LEAVES).filter_map(|index| {
+            let known = wanted.partitions.get(&index)?;
+            Some((index, known.assignment.lease_name(cluster)))
+        });
+        let reads =
+            names.map(|(index, name)| async move { (index, self.0.api.lease(&name).await) });
+        for (index, read) in futures::future::join_all(reads).await {
+            let Some(lease) = read? else { continue };
+            let read = PartitionLease::read(&lease).ok();
+            if read.as_ref() == wanted.partitions.get(&index) {
+                wanted.let_go.insert(index);
+            }
+            self.0.topics.apply(lease);
+        }
+        Ok(())
     }
 
     /// The partitions of a topic that is being deleted and of which this broker is a replica. Deleting can't be undone, so the API server is

@@ -2,12 +2,12 @@
 //! and tells the [directory](crate::directory) what came of it.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Instant,
 };
 
-use millrace_crds::coordination::{PartitionLease, TopicRecord, TopicState};
+use millrace_crds::coordination::{PartitionAssignment, PartitionLease, TopicRecord, TopicState};
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
@@ -29,6 +29,8 @@ pub(super) struct Wanted {
     pub(super) record: Option<TopicRecord>,
     /// Its partitions, by index.
     pub(super) partitions: BTreeMap<i32, PartitionLease>,
+    /// Those of which the API server itself says that others hold them in this broker's place.
+    pub(super) let_go: BTreeSet<i32>,
 }
 
 /// Brings the store, the replicas and the directory to what is wanted. Blocks.
@@ -70,6 +72,21 @@ pub(crate) fn wish(me: Me, lease: &PartitionLease) -> Option<Wish> {
         }
         _ => is_replica.then_some(Wish::Hold),
     }
+}
+
+/// Whether what this process has of a partition is to be deleted: others hold it in its place, and all of them have it. `last_epoch` is that of its newest
+/// records: by an older Lease, which someone has put back, nothing is deleted. The Lease must have been read from the API server itself: by one that is late
+/// this replica may be in sync again.
+///
+/// What makes that safe: the leader can't count this replica again by what it said before, since whoever gives the partition other replicas gives it another
+/// leader epoch ([`PartitionLease::reassigned`]), in which it has to say anew what it has.
+pub(crate) fn is_let_go(me: Me, lease: &PartitionLease, last_epoch: Option<i32>) -> bool {
+    let PartitionAssignment { replicas, isr, .. } = &lease.assignment;
+    let is_in_sync = |id: &i32| isr.iter().any(|replica| replica.id == *id);
+    wish(me, lease).is_none()
+        && !replicas.is_empty()
+        && replicas.iter().all(is_in_sync)
+        && last_epoch.is_none_or(|last| last <= lease.held.epoch)
 }
 
 impl Wish {
@@ -114,6 +131,22 @@ impl Replicas {
         }
     }
 
+    /// The partitions of which this broker may delete what it has, if that is still so.
+    pub(super) fn let_go(&self, wanted: &Wanted) -> Vec<i32> {
+        let active = wanted.record.as_ref();
+        let active = active.is_some_and(|record| record.state == TopicState::Active);
+        let Some(held) = self.store.topic(wanted.topic_id).filter(|_| active) else {
+            return Vec::new();
+        };
+        let me = self.context.me;
+        let is_let_go = |(index, log): &(&i32, &StoredPartition)| {
+            let lease = wanted.partitions.get(index);
+            lease.is_some_and(|lease| is_let_go(me, lease, log.last_epoch()))
+        };
+        let let_go = held.partitions.iter().filter(is_let_go);
+        let_go.map(|(index, _)| *index).collect()
+    }
+
     /// Deletes all that is held of the topic.
     pub(super) fn delete(&mut self, topic_id: Uuid) -> Result<(), StorageError> {
         self.withdraw(topic_id);
@@ -121,11 +154,16 @@ impl Replicas {
             return Ok(());
         };
         let partitions: Vec<_> = held.partitions.keys().map(|i| (topic_id, *i)).collect();
-        self.store.delete_partitions(&partitions)?;
-        for key in &partitions {
+        self.delete_partitions(&partitions)?;
+        info!(topic = %held.name, partitions = partitions.len(), "topic deleted: its records are gone from this broker");
+        Ok(())
+    }
+
+    fn delete_partitions(&self, partitions: &[(Uuid, i32)]) -> Result<(), StorageError> {
+        self.store.delete_partitions(partitions)?;
+        for key in partitions {
             self.context.hosting.remove(*key);
         }
-        info!(topic = %held.name, partitions = partitions.len(), "topic deleted: its records are gone from this broker");
         Ok(())
     }
 
@@ -144,10 +182,10 @@ impl Replicas {
             .store
             .ensure_partitions(topic_id, &record.config.name, &indexes, config)?
             .partitions;
-        let hosted: BTreeMap<i32, Arc<HostedReplica>> = held
-            .iter()
-            .map(|(index, log)| (*index, self.host((topic_id, *index), log)))
-            .collect();
+        let hosted = held.iter();
+        let hosted = hosted.map(|(index, log)| (*index, self.host((topic_id, *index), log)));
+        let (let_go, hosted): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            hosted.partition(|(index, _)| wanted.let_go.contains(index));
         // First, so that who is told that this broker no longer leads is told, too, who does.
         self.publish(record, wanted, &hosted, config.max_message_bytes);
         let mut changes = Vec::new();
@@ -165,11 +203,21 @@ impl Replicas {
             self.context.fetching.unfollow(key);
             changes.push((key, replica, wish, lease));
         }
-        if changes.is_empty() {
+        for (index, replica) in &let_go {
+            replica.stop();
+            self.context.fetching.unfollow((topic_id, *index));
+        }
+        if changes.is_empty() && let_go.is_empty() {
             return Ok(());
         }
         // What was accepted before is finished: from here on the logs stand still.
         futures::executor::block_on(self.store.settled())?;
+        if !let_go.is_empty() {
+            let indexes: Vec<i32> = let_go.keys().copied().collect();
+            info!(topic = %record.config.name, partitions = ?indexes, "other brokers hold these partitions now: their records are deleted here");
+            let keys: Vec<_> = indexes.iter().map(|index| (topic_id, *index)).collect();
+            self.delete_partitions(&keys)?;
+        }
         for (key, replica, wish, lease) in changes {
             let last = replica.log().last_epoch();
             if wish.is_older_than(last) {

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::{coordination::v1::Lease, core::v1::ConfigMap};
 use millrace_crds::coordination::{
-    BrokerSession, ControllerState, Held, LeaseError, PartitionLease, ROLE_LABEL, Role,
+    BrokerSession, ControllerState, Held, LeaseError, PartitionLease, ROLE_LABEL, Racks, Role,
     TopicRecord, TopicState,
 };
 use tracing::{error, warn};
@@ -57,6 +57,8 @@ pub(crate) enum Item {
     Partition(PartitionKey),
     /// A topic's record.
     Topic(Uuid),
+    /// The brokers' racks.
+    Racks,
 }
 
 /// The index. What changes it says which item is another now; a renewal alone makes none another.
@@ -66,9 +68,10 @@ pub(crate) struct View {
     controller: Option<SeenController>,
     partitions: BTreeMap<PartitionKey, SeenPartition>,
     topics: BTreeMap<Uuid, TopicRecord>,
+    racks: BTreeMap<i32, String>,
     /// What was seen since a list began; what is not among it when the list is complete is gone.
     listed: Option<BTreeSet<Item>>,
-    listed_topics: Option<BTreeSet<Item>>,
+    listed_records: Option<BTreeSet<Item>>,
 }
 
 impl View {
@@ -99,6 +102,11 @@ impl View {
         &self.topics
     }
 
+    /// The brokers' racks, as far as they are known.
+    pub(crate) fn racks(&self) -> &BTreeMap<i32, String> {
+        &self.racks
+    }
+
     /// A Lease was made, changed or listed.
     pub(crate) fn apply(&mut self, mut lease: Lease) -> Option<Item> {
         let item = identify(&lease)?;
@@ -111,7 +119,7 @@ impl View {
             Item::Session(_) => self.apply_session(&lease),
             Item::Controller => self.apply_controller(lease),
             Item::Partition(_) => self.apply_partition(lease),
-            Item::Topic(_) => Ok(false),
+            Item::Topic(_) | Item::Racks => Ok(false),
         };
         match applied {
             Ok(changed) => changed.then_some(item),
@@ -146,12 +154,15 @@ impl View {
         gone.filter(|item| self.forget(*item)).collect()
     }
 
-    /// A topic's record was made, changed or listed.
-    pub(crate) fn apply_topic(&mut self, object: &ConfigMap) -> Option<Item> {
+    /// A topic's record, or that of the racks, was made, changed or listed.
+    pub(crate) fn apply_record(&mut self, object: &ConfigMap) -> Option<Item> {
+        if Racks::is_in(object) {
+            return self.apply_racks(object);
+        }
         let record = read_topic(object)?;
         let id = record.topic_id;
         let item = Item::Topic(id);
-        if let Some(listed) = &mut self.listed_topics {
+        if let Some(listed) = &mut self.listed_records {
             listed.insert(item);
         }
         let changed = self.topics.get(&id) != Some(&record);
@@ -159,23 +170,39 @@ impl View {
         changed.then_some(item)
     }
 
-    /// A topic's record is gone.
-    pub(crate) fn delete_topic(&mut self, object: &ConfigMap) -> Option<Item> {
+    fn apply_racks(&mut self, object: &ConfigMap) -> Option<Item> {
+        if let Some(listed) = &mut self.listed_records {
+            listed.insert(Item::Racks);
+        }
+        let read = Racks::read(object);
+        let read = read.inspect_err(|error| error!(%error, "racks are left out of account"));
+        let racks = read.ok()?.racks;
+        let changed = self.racks != racks;
+        self.racks = racks;
+        changed.then_some(Item::Racks)
+    }
+
+    /// A record is gone.
+    pub(crate) fn delete_record(&mut self, object: &ConfigMap) -> Option<Item> {
+        if Racks::is_in(object) {
+            return self.forget(Item::Racks).then_some(Item::Racks);
+        }
         let item = Item::Topic(read_topic(object)?.topic_id);
         self.forget(item).then_some(item)
     }
 
     /// All records are about to be listed.
-    pub(crate) fn begin_topic_list(&mut self) {
-        self.listed_topics = Some(BTreeSet::new());
+    pub(crate) fn begin_record_list(&mut self) {
+        self.listed_records = Some(BTreeSet::new());
     }
 
     /// All records have been listed: what was not among them is gone.
-    pub(crate) fn end_topic_list(&mut self) -> Vec<Item> {
-        let Some(listed) = self.listed_topics.take() else {
+    pub(crate) fn end_record_list(&mut self) -> Vec<Item> {
+        let Some(listed) = self.listed_records.take() else {
             return Vec::new();
         };
-        let known: BTreeSet<Item> = self.topics.keys().map(|id| Item::Topic(*id)).collect();
+        let topics = self.topics.keys().map(|id| Item::Topic(*id));
+        let known: BTreeSet<Item> = topics.chain([Item::Racks]).collect();
         let gone = known.difference(&listed).copied();
         gone.filter(|item| self.forget(*item)).collect()
     }
@@ -240,6 +267,7 @@ impl View {
             Item::Session(id) => self.sessions.remove(&id).is_some(),
             Item::Controller => self.controller.take().is_some(),
             Item::Topic(id) => self.topics.remove(&id).is_some(),
+            Item::Racks => !std::mem::take(&mut self.racks).is_empty(),
             Item::Partition(key) => {
                 let topic = self.topics.get(&key.0);
                 if topic.is_some_and(|topic| topic.state == TopicState::Active) {
@@ -411,7 +439,7 @@ mod tests {
             (TopicState::Deleting, false),
         ] {
             let mut view = View::default();
-            assert_eq!(view.apply_topic(&record(state)), Some(Item::Topic(TOPIC)));
+            assert_eq!(view.apply_record(&record(state)), Some(Item::Topic(TOPIC)));
             view.apply(partition(0, 3, 8));
             let changed = view.delete(&partition(0, 3, 8));
             assert_eq!(changed.is_none(), kept, "{state:?}");
@@ -428,7 +456,7 @@ mod tests {
         lease.metadata.annotations = None;
         assert_eq!(view.apply(lease), None);
         assert_eq!(view.apply(Lease::default()), None);
-        assert_eq!(view.apply_topic(&ConfigMap::default()), None);
+        assert_eq!(view.apply_record(&ConfigMap::default()), None);
         assert!(view.partitions().is_empty());
     }
 }

@@ -14,6 +14,8 @@ pub(crate) struct Candidate {
     pub(crate) topics: BTreeSet<Arc<str>>,
     /// What it has, or was to have.
     pub(crate) before: BTreeSet<TopicPartition>,
+    /// Where it is.
+    pub(crate) rack: Option<Arc<str>>,
 }
 
 /// Members, by what they are ordered by: a static member's instance id, else its member id.
@@ -23,6 +25,9 @@ pub(crate) type Target = BTreeMap<Arc<str>, BTreeSet<TopicPartition>>;
 
 /// How many partitions each topic has.
 pub(crate) type Counts = BTreeMap<Arc<str>, i32>;
+
+/// In which rack a partition is read best, where that is known.
+pub(crate) type Places = BTreeMap<TopicPartition, Arc<str>>;
 
 /// Each member of all that read a topic gets as many of its partitions as the others, neighbours, in the members' order: so partition n of
 /// topics that have as many, and the same readers, goes to the same member.
@@ -41,8 +46,8 @@ pub(crate) fn range(members: &Candidates, counts: &Counts) -> Target {
 }
 
 /// Each member gets as many partitions as the others, give or take one, as far as what they read allows it, and keeps of what it had as much
-/// as that leaves.
-pub(crate) fn uniform(members: &Candidates, counts: &Counts) -> Target {
+/// as that leaves. Who says in which rack it is gets what is read best there, as far as all have as many as before then.
+pub(crate) fn uniform(members: &Candidates, counts: &Counts, places: &Places) -> Target {
     let mut target = empty(members);
     let mut free: BTreeSet<TopicPartition> = BTreeSet::new();
     for (topic, &count) in counts {
@@ -66,6 +71,7 @@ pub(crate) fn uniform(members: &Candidates, counts: &Counts) -> Target {
         balance.give(partition);
     }
     balance.even_out();
+    balance.bring_home(places);
     balance.target
 }
 
@@ -124,6 +130,91 @@ impl<'a> Balance<'a> {
         }
     }
 
+    /// Has members whose rack is another than that of a partition of theirs change it for one of a member that is there: one that is not at home with that
+    /// one either, or is with the first. So each change brings one home, and this ends.
+    fn bring_home(&mut self, places: &Places) {
+        let mut there: BTreeMap<&Arc<str>, Vec<&Arc<str>>> = BTreeMap::new();
+        for (id, member) in self.members {
+            if let Some(rack) = &member.rack {
+                there.entry(rack).or_default().push(id);
+            }
+        }
+        if there.is_empty() {
+            return;
+        }
+        let owners = self.target.iter();
+        let owned = owners.flat_map(|(id, owned)| owned.iter().map(move |p| (p, id)));
+        let mut owners: BTreeMap<TopicPartition, Arc<str>> =
+            owned.map(|(p, id)| (p.clone(), id.clone())).collect();
+        let members = self.members;
+        let is_home = |partition: &TopicPartition, id: &Arc<str>| {
+            let place = places.get(partition);
+            place.is_some() && place == members[id].rack.as_ref()
+        };
+        // What each could give away without loss.
+        let astray = |(id, owned): (&Arc<str>, &BTreeSet<TopicPartition>)| {
+            let astray = owned.iter().filter(|p| !is_home(p, id)).cloned();
+            (id.clone(), astray.collect::<BTreeSet<_>>())
+        };
+        let mut astray: BTreeMap<Arc<str>, BTreeSet<TopicPartition>> =
+            self.target.iter().map(astray).collect();
+        // Loads stay as they are, unless everyone could have any of them.
+        let mut topics = members.values().map(|member| &member.topics);
+        let first = topics.next();
+        let all_alike = topics.all(|topics| Some(topics) == first);
+        let mut changed = true;
+        while std::mem::take(&mut changed) {
+            for (partition, rack) in places {
+                let (Some(from), Some(hosts)) = (owners.get(partition).cloned(), there.get(rack))
+                else {
+                    continue;
+                };
+                if is_home(partition, &from) {
+                    continue;
+                }
+                let reading = |id: &&&Arc<str>| members[**id].topics.contains(&partition.0);
+                for &to in hosts.iter().filter(reading) {
+                    let less = all_alike && self.target[to].len() < self.target[&from].len();
+                    let may_have = |p: &&TopicPartition| {
+                        members[&from].topics.contains(&p.0) && *p != partition
+                    };
+                    // One that is at home with the giver, if there is one.
+                    let candidates = || astray[to].iter().filter(may_have);
+                    let home = candidates().find(|p| is_home(p, &from));
+                    let back = match less {
+                        true => None,
+                        false => match home.or_else(|| candidates().next()).cloned() {
+                            Some(back) => Some(back),
+                            None => continue,
+                        },
+                    };
+                    let mut hand = |partition: &TopicPartition, from: &Arc<str>, to: &Arc<str>| {
+                        self.change(from, |owned| {
+                            owned.remove(partition);
+                        });
+                        self.change(to, |owned| {
+                            owned.insert(partition.clone());
+                        });
+                        owners.insert(partition.clone(), to.clone());
+                        astray.entry(from.clone()).or_default().remove(partition);
+                        if !is_home(partition, to) {
+                            astray
+                                .entry(to.clone())
+                                .or_default()
+                                .insert(partition.clone());
+                        }
+                    };
+                    hand(partition, &from, to);
+                    if let Some(back) = back {
+                        hand(&back, to, &from);
+                    }
+                    changed = true;
+                    break;
+                }
+            }
+        }
+    }
+
     fn next_move(&self) -> Option<(Arc<str>, Arc<str>, TopicPartition)> {
         // The pair that is furthest apart in one topic, of which the one has something there.
         for readers in self.readers.values() {
@@ -170,8 +261,11 @@ mod tests {
         of.iter()
             .map(|(id, topics)| {
                 let topics = topics.iter().map(|&topic| topic.into()).collect();
-                let before = BTreeSet::new();
-                ((*id).into(), Candidate { topics, before })
+                let candidate = Candidate {
+                    topics,
+                    ..Candidate::default()
+                };
+                ((*id).into(), candidate)
             })
             .collect()
     }
@@ -199,13 +293,13 @@ mod tests {
     fn a_member_that_joins_takes_only_what_evens_it_out() {
         let counts = counts(&[("x", 12)]);
         let mut candidates = members(&[("a", &["x"]), ("b", &["x"])]);
-        let first = uniform(&candidates, &counts);
+        let first = uniform(&candidates, &counts, &Places::new());
         assert_eq!(first["a"].len(), 6);
         for (id, owned) in &first {
             candidates.get_mut(id).unwrap().before = owned.clone();
         }
         candidates.extend(members(&[("c", &["x"])]));
-        let second = uniform(&candidates, &counts);
+        let second = uniform(&candidates, &counts, &Places::new());
         assert!(second.values().all(|owned| owned.len() == 4));
         for id in ["a", "b"] {
             assert!(second[id].is_subset(&first[id]), "{id} got something new");
@@ -214,7 +308,7 @@ mod tests {
             candidates.get_mut(id).unwrap().before = owned.clone();
         }
         candidates.remove("a");
-        let third = uniform(&candidates, &counts);
+        let third = uniform(&candidates, &counts, &Places::new());
         assert!(third.values().all(|owned| owned.len() == 6));
         for id in ["b", "c"] {
             assert!(third[id].is_superset(&second[id]), "{id} lost something");
@@ -224,16 +318,39 @@ mod tests {
     #[test]
     fn who_reads_more_topics_makes_room_in_those_that_others_read() {
         let candidates = members(&[("a", &["x", "y"]), ("b", &["x"])]);
-        let target = uniform(&candidates, &counts(&[("x", 4), ("y", 4)]));
+        let target = uniform(&candidates, &counts(&[("x", 4), ("y", 4)]), &Places::new());
         assert_eq!(indexes(&target, "a", "y").len(), 4);
         assert_eq!(indexes(&target, "b", "x").len(), 4);
+    }
+
+    #[test]
+    fn what_is_read_best_in_a_members_rack_is_given_to_it_and_all_have_as_many() {
+        let racks: [Arc<str>; 3] = ["r0".into(), "r1".into(), "r2".into()];
+        let ids: Vec<String> = (0..6).map(|n| format!("m{n}")).collect();
+        let all: Vec<(&str, &[&str])> = ids.iter().map(|id| (id.as_str(), &["x"][..])).collect();
+        let mut candidates = members(&all);
+        for (n, candidate) in candidates.values_mut().enumerate() {
+            candidate.rack = Some(racks[n % 3].clone());
+        }
+        let partitions = (0..32).map(|n| ("x".into(), n));
+        let places: Places = partitions
+            .map(|p: TopicPartition| (p.clone(), racks[(p.1 / 3 % 3) as usize].clone()))
+            .collect();
+        let target = uniform(&candidates, &counts(&[("x", 32)]), &places);
+        let home = |(id, owned): (&Arc<str>, &BTreeSet<TopicPartition>)| {
+            assert!((5..=6).contains(&owned.len()), "{id} has {}", owned.len());
+            let rack = candidates[id].rack.as_ref();
+            owned.iter().filter(|p| places.get(*p) == rack).count()
+        };
+        // Of 12, 11 and 9 that are best read in each, two members there have 12 at most: one of the 32 has to be read elsewhere.
+        assert_eq!(target.iter().map(home).sum::<usize>(), 31);
     }
 
     #[test]
     fn a_thousand_members_are_quickly_served() {
         let ids: Vec<String> = (0..1000).map(|n| format!("m{n:04}")).collect();
         let all: Vec<(&str, &[&str])> = ids.iter().map(|id| (id.as_str(), &["x"][..])).collect();
-        let target = uniform(&members(&all), &counts(&[("x", 10_000)]));
+        let target = uniform(&members(&all), &counts(&[("x", 10_000)]), &Places::new());
         assert!(target.values().all(|owned| owned.len() == 10));
     }
 
@@ -244,6 +361,8 @@ mod tests {
         fn uniform_is_complete_balanced_and_sticky(
             reads in proptest::collection::vec(proptest::collection::btree_set(0..4usize, 0..4), 0..7),
             sizes in proptest::collection::vec(0..9i32, 4),
+            racks in proptest::collection::vec(proptest::option::of(0..3u8), 0..7),
+            places in proptest::collection::btree_map((0..4usize, 0..9i32), 0..3u8, 0..20),
             had in proptest::collection::vec((0..7usize, 0..4usize, 0..12i32), 0..30),
         ) {
             let topics: Vec<Arc<str>> = (0..4).map(|n| format!("t{n}").into()).collect();
@@ -253,10 +372,12 @@ mod tests {
                 let topics = reads.iter().map(|t| topics[*t].clone()).collect();
                 let before = had.iter().filter(|(m, ..)| *m == n)
                     .map(|(_, t, p)| (format!("t{t}").into(), *p)).collect();
-                candidates.insert(format!("m{n}").into(), Candidate { topics, before });
+                let rack = racks.get(n % racks.len().max(1)).cloned().flatten().map(|rack| format!("r{rack}").into());
+                candidates.insert(format!("m{n}").into(), Candidate { topics, before, rack });
             }
-            for assign in [uniform, range] {
-                let target = assign(&candidates, &counts);
+            let places: Places = places.into_iter()
+                .map(|((t, p), rack)| ((format!("t{t}").into(), p), format!("r{rack}").into())).collect();
+            for target in [uniform(&candidates, &counts, &places), range(&candidates, &counts)] {
                 let mut owners: BTreeMap<&TopicPartition, &Arc<str>> = BTreeMap::new();
                 for (id, owned) in &target {
                     for partition in owned {
@@ -271,7 +392,7 @@ mod tests {
                     }
                 }
             }
-            let target = uniform(&candidates, &counts);
+            let target = uniform(&candidates, &counts, &places);
             for owned in target.values() {
                 for (to, other) in &target {
                     let could = owned.iter().any(|(topic, _)| candidates[to].topics.contains(topic));
@@ -281,7 +402,7 @@ mod tests {
             for (id, owned) in &target {
                 candidates.get_mut(id).unwrap().before = owned.clone();
             }
-            prop_assert_eq!(uniform(&candidates, &counts), target);
+            prop_assert_eq!(uniform(&candidates, &counts, &places), target);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A shard of groups at work: who is told what, and which topics there are.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -20,13 +20,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    GroupError, TOPIC, Topology,
+    GroupError, Shape, TOPIC, Topology,
     entry::Entry,
     group::{GroupFigures, News, Outcome, SessionId},
     shard::{Said, Shard, Speaker},
 };
 use crate::{
-    directory::Directory,
+    directory::{Directory, Partition, Topic},
     partition::NotEnoughReplicas,
     shards::{self, Answer, Machine, Now, Shards, answer, refuse},
     storage::Store,
@@ -107,8 +107,7 @@ async fn follow_topics(directory: Arc<Directory>, topics: watch::Sender<Topology
                 continue;
             }
             seen.insert(topic.name.clone(), now);
-            let count = topic.partitions.len() as i32;
-            topology.insert(topic.name.clone(), (topic.topic_id, count));
+            topology.insert(topic.name.clone(), shape(&topic, &directory.racks()));
         }
         seen.retain(|_, last| now - *last < TOPIC_GONE);
         topology.retain(|name, _| seen.contains_key(name));
@@ -117,6 +116,18 @@ async fn follow_topics(directory: Arc<Directory>, topics: watch::Sender<Topology
             *known = topology;
             changed
         });
+    }
+}
+
+fn shape(topic: &Topic, racks: &BTreeMap<i32, Arc<str>>) -> Shape {
+    let rack = |partition: &Partition| racks.get(partition.replicas.first()?).cloned();
+    Shape {
+        id: topic.topic_id,
+        partitions: topic.partitions.len() as i32,
+        racks: match racks.is_empty() {
+            true => Vec::new(),
+            false => topic.partitions.iter().map(rack).collect(),
+        },
     }
 }
 

@@ -24,8 +24,8 @@ use regex_lite::Regex;
 use uuid::Uuid;
 
 use super::{
-    GroupError, TopicPartition, Topology,
-    assign::{self, Candidate, Candidates, Counts, Target},
+    GroupError, Shape, TopicPartition, Topology,
+    assign::{self, Candidate, Candidates, Counts, Places, Target},
     entry::{Entry, What},
 };
 
@@ -648,7 +648,7 @@ impl Group {
         topology: &Topology,
     ) -> Option<CommittedOffset> {
         let kept = self.offsets.get(partition)?;
-        let same = |(id, _): &(Uuid, i32)| id.to_string() == kept.topic_id;
+        let same = |shape: &Shape| shape.id.to_string() == kept.topic_id;
         topology
             .get(&partition.0)
             .is_none_or(same)
@@ -745,10 +745,15 @@ impl Group {
         let mut ids: BTreeMap<Arc<str>, Arc<str>> = BTreeMap::new();
         let mut candidates = Candidates::new();
         let mut counts = Counts::new();
+        let mut places = Places::new();
         for (id, member) in &self.members {
             let topics = member.topics(topology);
             for topic in &topics {
-                counts.insert(topic.clone(), topology[topic].1);
+                let shape = &topology[topic];
+                counts.insert(topic.clone(), shape.partitions);
+                let racks = (0..).zip(&shape.racks);
+                let known = racks.filter_map(|(index, rack)| Some((index, rack.clone()?)));
+                places.extend(known.map(|(index, rack)| ((topic.clone(), index), rack)));
             }
             let before = match self.target.get(id) {
                 Some(meant) => meant.clone(),
@@ -759,11 +764,19 @@ impl Group {
                 None => id.clone(),
             };
             ids.insert(order.clone(), id.clone());
-            candidates.insert(order, Candidate { topics, before });
+            let rack = member.subscription.rack.as_deref().map(Into::into);
+            let candidate = Candidate {
+                topics,
+                before,
+                rack,
+            };
+            candidates.insert(order, candidate);
         }
         let target = match self.assignor() {
             Assignor::Range => assign::range(&candidates, &counts),
-            Assignor::Uniform | Assignor::Unspecified => assign::uniform(&candidates, &counts),
+            Assignor::Uniform | Assignor::Unspecified => {
+                assign::uniform(&candidates, &counts, &places)
+            }
         };
         self.target = target
             .into_iter()
@@ -1080,6 +1093,10 @@ fn check_subscription(subscription: &v1::Subscription) -> Result<Option<Regex>, 
         let message = format!("{} is not a value of Assignor", subscription.assignor);
         return Err(GroupError::invalid("assignor", message));
     }
+    if subscription.rack.as_ref().map_or(0, String::len) > MAX_ID_BYTES {
+        let message = format!("has more than {MAX_ID_BYTES} bytes");
+        return Err(GroupError::invalid("rack", message));
+    }
     let Some(pattern) = &subscription.pattern else {
         return Ok(None);
     };
@@ -1098,7 +1115,7 @@ fn check_commit(commit: &OffsetCommit, topology: &Topology) -> Result<Uuid, Grou
     let OffsetCommit {
         topic, partition, ..
     } = commit;
-    let Some((topic_id, partitions)) = topology.get(topic.as_str()) else {
+    let Some(Shape { id, partitions, .. }) = topology.get(topic.as_str()) else {
         return Err(GroupError::UnknownTopic(topic.clone()));
     };
     if !(0..*partitions).contains(partition) {
@@ -1118,7 +1135,7 @@ fn check_commit(commit: &OffsetCommit, topology: &Topology) -> Result<Uuid, Grou
             commit.metadata.len()
         )));
     }
-    Ok(*topic_id)
+    Ok(*id)
 }
 
 fn timeout(field: &'static str, ms: u32, default: Duration) -> Result<Duration, GroupError> {

@@ -26,8 +26,17 @@ pub(crate) use millrace_crds::GROUPS_TOPIC as TOPIC;
 
 /// A topic's name and a partition's index.
 pub(crate) type TopicPartition = (Arc<str>, i32);
-/// The topics that can be read: their ids, and how many partitions they have.
-pub(crate) type Topology = BTreeMap<Arc<str>, (Uuid, i32)>;
+/// The topics that can be read.
+pub(crate) type Topology = BTreeMap<Arc<str>, Shape>;
+
+/// What a group must know of a topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Shape {
+    pub(crate) id: Uuid,
+    pub(crate) partitions: i32,
+    /// The rack of each partition's preferred leader; empty while none is known. Not that of who happens to lead, or each failover would move partitions.
+    pub(crate) racks: Vec<Option<Arc<str>>>,
+}
 
 /// Why a request on a group is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

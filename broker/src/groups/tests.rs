@@ -19,7 +19,7 @@ use millrace_proto::v1::{
 use uuid::Uuid;
 
 use super::{
-    GroupError, TopicPartition, Topology,
+    GroupError, Shape, TopicPartition, Topology,
     entry::Entry,
     group::{SessionId, by_topic, flat},
     shard::{Said, Shard, Speaker},
@@ -58,9 +58,19 @@ struct World {
     quiet: bool,
 }
 
+fn shape(id: u128, partitions: i32) -> Shape {
+    Shape {
+        id: Uuid::from_u128(id),
+        partitions,
+        racks: (0..partitions)
+            .map(|n| Some(format!("r{}", n % 2).into()))
+            .collect(),
+    }
+}
+
 impl World {
     fn new(seed: u64) -> Self {
-        let topic = |n: i32| (format!("t{n}").into(), (Uuid::from_u128(n as u128), 2 + n));
+        let topic = |n: i32| (format!("t{n}").into(), shape(n as u128, 2 + n));
         let mut world = Self {
             rng: Rng::with_seed(seed),
             now: Instant::now(),
@@ -136,8 +146,8 @@ impl World {
 
     fn add_partition(&mut self) {
         let topic: Arc<str> = format!("t{}", self.rng.u32(..3)).into();
-        if let Some((_, count)) = self.topology.get_mut(&topic).filter(|(_, n)| *n < 8) {
-            *count += 1;
+        if let Some(shape) = self.topology.get_mut(&topic).filter(|s| s.partitions < 8) {
+            shape.partitions += 1;
         }
         self.shard.set_topology(self.topology.clone());
     }
@@ -217,6 +227,8 @@ impl World {
                 topics: client.topics.clone(),
                 pattern: None,
                 assignor: Assignor::Uniform.into(),
+                // Of two racks, or of none.
+                rack: Some(format!("r{}", index % 3)).filter(|_| index % 3 < 2),
             }),
             owned: by_topic(client.owned.keys()),
             ..MemberHello::default()
@@ -387,7 +399,7 @@ impl World {
         for client in &self.clients {
             for topic in &client.topics {
                 let topic: Arc<str> = topic.as_str().into();
-                let count = self.topology[&topic].1;
+                let count = self.topology[&topic].partitions;
                 read.extend((0..count).map(|partition| (topic.clone(), partition)));
             }
         }
@@ -455,7 +467,7 @@ fn offsets_wait_for_their_transaction_and_nothing_comes_late() {
         instant: Instant::now(),
         unix_ms: 0,
     };
-    let topology: Topology = [("t".into(), (Uuid::from_u128(1), 1))].into();
+    let topology: Topology = [("t".into(), shape(1, 1))].into();
     let mut shard = Shard::default();
     shard.set_topology(topology.clone());
     let mut log = Vec::new();

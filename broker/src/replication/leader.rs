@@ -338,6 +338,19 @@ impl Leader {
                 isr.remove(&replica.id);
             }
         }
+        let is_in = |id: &i32| {
+            let replica = isr.get(id);
+            replica.is_some_and(|r| *r == self.me || self.keeps_up(*r, now, &peers))
+        };
+        // Who is to hold the partition no longer is let go once all have it who shall.
+        if assignment.replicas.iter().all(is_in) || broken!(LetGoEarly) {
+            let former = assignment.isr.iter().filter(|r| **r != self.me);
+            for replica in former.filter(|r| !assignment.replicas.contains(&r.id)) {
+                if isr.len() > floor {
+                    isr.remove(&replica.id);
+                }
+            }
+        }
         let is_same = isr.len() == assignment.isr.len()
             && assignment.isr.iter().all(|r| isr.get(&r.id) == Some(r));
         if is_same {

@@ -12,7 +12,9 @@ use k8s_openapi::{
     api::{coordination::v1::Lease, core::v1::ConfigMap},
     apimachinery::pkg::apis::meta::v1::MicroTime,
 };
-use millrace_crds::coordination::{BrokerSession, ControllerState, Held, PartitionLease};
+use millrace_crds::coordination::{
+    BrokerSession, ControllerState, Held, PartitionAssignment, PartitionLease,
+};
 
 use super::{
     coverage::Seen,
@@ -57,6 +59,8 @@ enum Purpose {
     /// Of the leader of that epoch.
     ChangeIsr(PartitionKey, i32),
     ReadIsr(PartitionKey, i32),
+    /// Whether others hold it still, before what is here is deleted.
+    ConfirmLetGo(PartitionKey),
 }
 
 #[derive(Clone, Debug)]
@@ -111,7 +115,7 @@ impl Coordination {
         let now = Instant::now();
         let pod = format!("broker-{}", pid.broker);
         let mut view = View::default();
-        view.apply_topic(record);
+        view.apply_record(record);
         Self {
             claimant: Claimant {
                 cluster: CLUSTER.to_owned(),
@@ -242,6 +246,7 @@ impl Process {
                 _ => self.on_isr(key, epoch, outcome, cx),
             },
             Purpose::ReadIsr(key, epoch) => self.on_isr(key, epoch, outcome, cx),
+            Purpose::ConfirmLetGo(key) => self.on_let_go(key, outcome, cx),
         }
     }
 
@@ -436,7 +441,7 @@ impl Process {
                 cx.queue.push(cx.at + delay, Event::Serve(self.pid, key));
                 self.decide(key, cx);
             }
-            Item::Topic(_) => {}
+            Item::Topic(_) | Item::Racks => {}
         }
     }
 
@@ -779,6 +784,33 @@ impl Process {
             self.decide(key, cx);
         } else if self.coordination.controller.is_some() || self.coordination.isolated.is_some() {
             self.coordination.resting.insert(key, cx.now + pause);
+        }
+    }
+
+    // What it holds no longer.
+
+    /// Asks the API server itself whether others hold what is to be deleted here.
+    pub(super) fn confirm_let_go(&mut self, key: PartitionKey, cx: &mut Cx) {
+        let mut calls = self.coordination.calls.values();
+        if calls.any(|(purpose, _)| matches!(purpose, Purpose::ConfirmLetGo(of) if *of == key)) {
+            return;
+        }
+        let name = PartitionAssignment::new(key.0, key.1, Vec::new()).lease_name(CLUSTER);
+        let read = Call::Read(name);
+        self.call(Purpose::ConfirmLetGo(key), Attempt::First, read, 0, cx);
+    }
+
+    fn on_let_go(&mut self, key: PartitionKey, outcome: Outcome, cx: &mut Cx) {
+        let Outcome::Is(Some(lease)) = outcome else {
+            cx.queue.push(cx.at + 1_000, Event::Serve(self.pid, key));
+            return;
+        };
+        let read = PartitionLease::read(&lease);
+        self.apply(*lease, cx);
+        // What is known by now may be newer than what was read.
+        match read.is_ok_and(|read| self.coordination.lease(key) == Some(read)) {
+            true => self.let_go(key, cx),
+            false => cx.queue.push(cx.at, Event::Serve(self.pid, key)),
         }
     }
 

@@ -31,6 +31,7 @@ counters! {
     ClockJump: "a broker's clock jumps",
     GracefulStop: "a broker stops in order",
     Reassigned: "a partition's replicas change",
+    LetGo: "a replica deletes what it has of a partition that others hold now",
     Retained: "retention moves a log's start",
     Emptied: "retention empties a log",
     WatchBroken: "a watch breaks and lists anew",

@@ -200,7 +200,7 @@ impl World {
         }
     }
 
-    /// Gives a partition other replicas, as a person or an operator does.
+    /// Gives a partition other replicas, as the operator does.
     fn reassign(&mut self) {
         let key = self.keys[self.rng.usize(0..self.keys.len())];
         let replicas = self.placement();
@@ -210,8 +210,11 @@ impl World {
         };
         self.coverage.note(Seen::Reassigned);
         let mut object = object.clone();
-        lease.assignment.replicas = replicas;
-        lease.assignment.partition_epoch += 1;
+        let epoch = lease.held.epoch;
+        lease = lease.reassigned(replicas);
+        if broken!(ReassignInEpoch) {
+            lease.held.epoch = epoch;
+        }
         lease.assignment.write_id = Uuid::from_u128(self.rng.u128(..));
         lease.write(&mut object, CLUSTER);
         self.write_or_read(Call::Write(Box::new(object)));

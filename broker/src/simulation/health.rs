@@ -121,6 +121,16 @@ impl World {
                 "not all replicas of {index} are in sync: {lease:?}"
             ));
         }
+        let listed: BTreeSet<i32> = assignment.replicas.iter().copied().collect();
+        if in_sync != listed {
+            return Some(format!(
+                "others than the replicas of {index} are in sync: {lease:?}"
+            ));
+        }
+        let mut others = (0..self.swarm.brokers).filter(|id| !listed.contains(id));
+        if let Some(id) = others.find(|id| log_at(*id).is_some()) {
+            return Some(format!("broker {id} still has a log of {index}: {lease:?}"));
+        }
         if log.high_watermark != log.log_end()
             || log.log_end() < self.oracle.committed_end(key) && !self.oracle.may_have_lost(key)
         {

@@ -24,7 +24,7 @@ use super::{
     trace::Trace,
 };
 use crate::{
-    coordination::replicas::{Wish, wish},
+    coordination::replicas::{Wish, is_let_go, wish},
     partition::{Part, PartitionKey, Peers},
     replication::{Follower, Leader, LogEnds, Me, Timing},
     storage::{SequenceError, Verdict},
@@ -203,6 +203,17 @@ impl Process {
         let Some(lease) = self.coordination.lease(key) else {
             return;
         };
+        let log = self.disk.logs.get(&key);
+        let last_epoch = log.and_then(SimLog::last_epoch);
+        let is_let_go = log.is_some() && is_let_go(self.me, &lease, last_epoch);
+        if is_let_go && broken!(DeleteUnconfirmed)
+            || broken!(DeleteInSync) && !lease.assignment.replicas.contains(&self.me.id)
+        {
+            return self.delete(key, cx);
+        }
+        if is_let_go {
+            self.confirm_let_go(key, cx);
+        }
         let wish = match wish(self.me, &lease) {
             Some(wish) => wish,
             None if self.hosted.contains_key(&key) => Wish::Hold,
@@ -249,6 +260,30 @@ impl Process {
             }
             Wish::Hold => {}
         }
+        cx.dirty.insert(key);
+    }
+
+    /// Deletes what it has of a partition, if its Lease, which was just read, says that others have it.
+    pub(super) fn let_go(&mut self, key: PartitionKey, cx: &mut Cx) {
+        let (log, lease) = (self.disk.logs.get(&key), self.coordination.lease(key));
+        if let (Some(log), Some(lease)) = (log, lease)
+            && is_let_go(self.me, &lease, log.last_epoch())
+        {
+            self.delete(key, cx);
+        }
+    }
+
+    fn delete(&mut self, key: PartitionKey, cx: &mut Cx) {
+        cx.coverage.note(Seen::LetGo);
+        cx.trace
+            .line(cx.at, || format!("{} deletes {}", self.pid, key.1));
+        if let Some(hosted) = self.hosted.remove(&key) {
+            for waiter in hosted.waiters {
+                cx.answer(waiter.request, Produced::Retry);
+            }
+        }
+        self.unfollow(key, cx);
+        self.disk.logs.remove(&key);
         cx.dirty.insert(key);
     }
 

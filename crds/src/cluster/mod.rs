@@ -10,6 +10,7 @@
 pub mod broker;
 pub mod lease;
 pub mod listeners;
+pub mod rebalance;
 pub mod status;
 pub mod storage;
 pub mod template;
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use self::broker::BrokerConfig;
 use self::lease::LeaseTiming;
 use self::listeners::{Listener, MAX_LISTENERS, default_listeners};
+use self::rebalance::Rebalance;
 use self::status::ClusterStatus;
 use self::storage::Storage;
 use self::template::{PodTemplate, resources_schema};
@@ -138,6 +140,10 @@ pub struct ClusterSpec {
     /// How copies are spread: no two in one rack while there are enough racks.
     #[serde(default)]
     pub rack: Rack,
+
+    /// How partitions are spread anew over brokers that were added.
+    #[serde(default)]
+    pub rebalance: Rebalance,
 
     /// What is laid over the brokers' pods: scheduling, labels, annotations, more containers and volumes. The shape is a pod template's.
     #[serde(skip_serializing_if = "Option::is_none")]

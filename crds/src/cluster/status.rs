@@ -3,7 +3,7 @@
 // KubeSchema repeats the struct inside a function.
 #![allow(unreachable_pub)]
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -72,11 +72,50 @@ pub struct ClusterStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub partitions_below_min_isr: Option<i32>,
 
+    /// Partitions on their way to other brokers; absent if all are where they shall be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rebalance: Option<RebalanceStatus>,
+
     /// The brokers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = MAX_BROKERS))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["id".into()]))]
     pub brokers: Vec<BrokerState>,
+}
+
+/// Partitions on their way to other brokers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RebalanceStatus {
+    /// What is done about them.
+    pub state: RebalanceState,
+    /// The proposal's id, in `Manual` mode: `kubectl annotate cluster NAME millrace.dev/rebalance=ID` approves it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub proposal: Option<String>,
+    /// How many partitions are to have other replicas, or another preferred leader, and are not there yet.
+    pub partitions: i32,
+    /// How many of them are moving now.
+    pub moving: i32,
+    /// How many have arrived.
+    pub moved: i32,
+    /// Since when.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Time>,
+    /// When all will have arrived if they go on as fast.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub estimated_end: Option<Time>,
+}
+
+/// What is done about partitions that are not where they shall be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum RebalanceState {
+    /// A person has to approve it.
+    Proposed,
+    /// They move.
+    Moving,
+    /// More brokers must be up first.
+    Waiting,
 }
 
 /// A broker.

@@ -93,6 +93,20 @@ impl PartitionLease {
         (self.held.epoch, self.assignment.partition_epoch)
     }
 
+    /// The state in which these brokers are to hold it; whoever is in sync stays so until all of them are. Its leader, if there is one, goes on in an epoch
+    /// of its own: a broker that was let go has deleted what it had, and if it is to hold the partition again, what it said of its log before
+    /// must not count any more.
+    #[must_use]
+    pub fn reassigned(&self, replicas: Vec<i32>) -> Self {
+        let mut next = self.clone();
+        next.assignment.replicas = replicas;
+        next.assignment.partition_epoch += 1;
+        next.assignment.write_id = Uuid::new_v4();
+        // A partition that no one has led is known by its epoch.
+        next.held.epoch += i32::from(!self.assignment.isr.is_empty());
+        next
+    }
+
     /// Reads it.
     ///
     /// # Errors

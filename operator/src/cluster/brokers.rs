@@ -7,6 +7,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
 use millrace_crds::cluster::status::{BrokerPhase, BrokerState};
 use millrace_crds::cluster::template::BROKER_CONTAINER;
+use millrace_crds::coordination::Racks;
 
 use super::objects::broker_name;
 use crate::alive::Alive;
@@ -63,6 +64,15 @@ impl Brokers {
                 self.id(ordinal).map(|id| Candidate { id, rack })
             })
             .collect()
+    }
+
+    /// The racks, by broker.
+    pub(crate) fn racks(&self) -> Racks {
+        let known = self.racks.iter();
+        let racks = known.filter_map(|(ordinal, rack)| Some((self.id(*ordinal)?, rack.clone())));
+        Racks {
+            racks: racks.collect(),
+        }
     }
 
     /// How many pods there must be for those brokers, which hold replicas, to be among them.

@@ -4,6 +4,7 @@ mod apply;
 mod brokers;
 mod claims;
 mod diagnosis;
+mod moves;
 mod objects;
 mod removal;
 mod restart;
@@ -26,12 +27,13 @@ use kube::api::{DeleteParams, ListParams, Preconditions};
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
 use millrace_crds::conditions::Reason;
-use millrace_crds::coordination::TopicState;
+use millrace_crds::coordination::{PartitionAssignment, TopicState};
 use millrace_crds::{Cluster, is_internal_topic};
 use serde_json::json;
 use tracing::info;
 
 use self::apply::{Applied, apply};
+use self::moves::Moves;
 use self::objects::{Inputs, broker_name, objects};
 use self::restart::{Restart, restart};
 use self::status::{Counts, Found};
@@ -45,6 +47,8 @@ use crate::topic::make_internal;
 
 /// What can't be watched, such as why pods could not be made, is looked at again after this.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
+/// Partitions that have arrived make room for the next ones.
+const MOVING: Duration = Duration::from_secs(1);
 /// A missed change is put right after this at the latest.
 const BACKSTOP: Duration = Duration::from_secs(600);
 
@@ -101,6 +105,7 @@ struct Outcome {
     problem: Option<Problem>,
     restart: Option<Restart>,
     growing: usize,
+    moves: Option<Moves>,
 }
 
 /// The brokers of a Cluster, for the placement of replicas too.
@@ -167,7 +172,12 @@ fn see(context: &Context, id: &ClusterId) -> Seen {
     );
     let held = partitions.topics(id).flat_map(|(_, topic)| {
         let there = topic.there.values();
-        let replicas = there.flat_map(|held| held.lease.assignment.replicas.iter().copied());
+        // Who is in sync has what others may lack.
+        let replicas = there.flat_map(|held| {
+            let PartitionAssignment { replicas, isr, .. } = &held.lease.assignment;
+            let in_sync = isr.iter().map(|replica| replica.id);
+            replicas.iter().copied().chain(in_sync)
+        });
         replicas.chain(topic.reserved.values().flatten().copied())
     });
     let holding = brokers.pods_for(held);
@@ -251,6 +261,12 @@ async fn act(
     }
     let problem = make_internal(context, cluster, id, seen.alive.0.len()).await?;
     outcome.problem = outcome.problem.take().or(problem);
+    let moves = Moves::of(context, cluster, id, &seen.brokers, &seen.alive);
+    // One thing after the other: a broker that restarts can't copy.
+    if outcome.restart.is_none_or(|restart| restart.outdated == 0) {
+        moves.begin(context, cluster, id).await?;
+    }
+    outcome.moves = Some(moves);
     sweep::sweep(context, id).await
 }
 
@@ -261,7 +277,9 @@ async fn apply_all(
     seen: &Seen,
     set: Option<&StatefulSet>,
 ) -> Result<Applied, Error> {
+    let racks = seen.brokers.racks();
     let inputs = Inputs {
+        racks: &racks,
         default_image: &context.default_image,
         replicas: pods(cluster, seen),
         claim_template_size: set.and_then(template_size),
@@ -272,6 +290,7 @@ async fn apply_all(
     apply(context, &view.roles, &objects.role).await?;
     apply(context, &view.role_bindings, &objects.role_binding).await?;
     apply(context, &view.config_maps, &objects.config_map).await?;
+    apply(context, &view.config_maps, &objects.racks).await?;
     apply(context, &view.services, &objects.brokers_service).await?;
     apply(context, &view.services, &objects.bootstrap_service).await?;
     apply(context, &view.network_policies, &objects.network_policy).await?;
@@ -389,7 +408,9 @@ async fn report(
     let incomplete = outcome.problem.is_some()
         || restart.outdated > 0
         || seen.brokers.pods.len() < pods(cluster, seen).unsigned_abs() as usize;
+    let is_moving = outcome.moves.as_ref().is_some_and(Moves::is_busy);
     let found = Found {
+        moves: outcome.moves.as_ref(),
         brokers: &seen.brokers,
         stateful_set: set,
         pods: pods(cluster, seen),
@@ -415,7 +436,9 @@ async fn report(
             "status written"
         );
     }
-    Ok(Action::requeue(if incomplete {
+    Ok(Action::requeue(if is_moving {
+        MOVING
+    } else if incomplete {
         LOOK_AGAIN
     } else {
         BACKSTOP

@@ -10,6 +10,7 @@ use millrace_crds::{Cluster, ClusterSpec};
 use uuid::Uuid;
 
 use super::brokers::Brokers;
+use super::moves::Moves;
 use super::objects;
 use super::restart::Restart;
 use crate::alive::Alive;
@@ -69,6 +70,8 @@ impl Counts {
 
 /// What the operator found and did.
 pub(super) struct Found<'a> {
+    /// Which partitions move; none if nothing is done.
+    pub(super) moves: Option<&'a Moves>,
     pub(super) brokers: &'a Brokers,
     pub(super) stateful_set: Option<&'a StatefulSet>,
     /// How many pods there shall be for now.
@@ -114,6 +117,7 @@ pub(super) fn status(cluster: &Cluster, found: &Found<'_>, now: &Time) -> Cluste
         partitions_offline: Some(found.counts.offline),
         partitions_under_replicated: Some(found.counts.under_replicated),
         partitions_below_min_isr: Some(found.counts.below_min_isr),
+        rebalance: found.moves.and_then(|moves| moves.status(cluster, now)),
         brokers,
     }
 }
@@ -198,13 +202,23 @@ fn lack(spec: &ClusterSpec, found: &Found<'_>, ready: i32) -> Option<Problem> {
             ),
         ));
     }
-    if found.pods > wanted {
+    if let Some(topic) = found.moves.and_then(Moves::too_few) {
         return Some(Problem::stalled(
+            Reason::TooFewBrokers,
+            format!(
+                "spec.replicas is {wanted}, and topic {topic} (status.topicId) has more replicas: no broker is removed. Set spec.replicas to {} again, or lower \
+                 the Topic's spec.replicationFactor",
+                found.pods
+            ),
+        ));
+    }
+    let needed = found.moves.map_or(0, Moves::needed);
+    if found.pods > wanted {
+        return Some(Problem::passing(
             Reason::Draining,
             format!(
-                "{} pods stay though spec.replicas is {wanted}: the last ones hold replicas, and moving them is not supported yet. Set spec.replicas \
-                 to {}, or delete the topics that they hold",
-                found.pods, found.pods
+                "{} brokers are to be removed; {needed} partitions move to the others first (status.rebalance)",
+                found.pods - wanted
             ),
         ));
     }

@@ -111,7 +111,10 @@ pub(super) fn decide(topic: &Topic, known: &Known<'_>) -> Result<Decision, Probl
                 return Err(Problem::passing(Reason::Deleting, message.to_owned()));
             }
             let config = resolve(topic, &cluster_namespace, as_made(record))?;
-            unchangeable(record, &config)?;
+            only_grows(record, &config)?;
+            if config.replication_factor > record.config.replication_factor {
+                enough_brokers(cluster, &config)?;
+            }
             let after = TopicRecord {
                 topic_id: record.topic_id,
                 namespace: topic.namespace().unwrap_or_default(),
@@ -181,7 +184,7 @@ fn taken(record: &TopicRecord) -> Problem {
     )
 }
 
-fn unchangeable(record: &TopicRecord, config: &TopicConfig) -> Result<(), Problem> {
+fn only_grows(record: &TopicRecord, config: &TopicConfig) -> Result<(), Problem> {
     let held = &record.config;
     if config.partitions < held.partitions {
         return Err(Problem::stalled(
@@ -189,15 +192,6 @@ fn unchangeable(record: &TopicRecord, config: &TopicConfig) -> Result<(), Proble
             format!(
                 "spec.partitions is {}, and the topic has {}: partitions can only grow. Set it to {} or more, or make a new Topic",
                 config.partitions, held.partitions, held.partitions
-            ),
-        ));
-    }
-    if config.replication_factor != held.replication_factor {
-        return Err(Problem::stalled(
-            Reason::NotSupported,
-            format!(
-                "spec.replicationFactor is {}, and the topic was made with {}: changing it is not supported yet. Set it back to {}, or make a new Topic",
-                config.replication_factor, held.replication_factor, held.replication_factor
             ),
         ));
     }
@@ -383,10 +377,10 @@ mod tests {
                 "can only grow",
             ),
             (
-                json!({"replicationFactor": 2}),
+                json!({"replicationFactor": 4}),
                 known(some, Some(&held)),
-                Reason::NotSupported,
-                "back to 3",
+                Reason::TooFewBrokers,
+                "has 3 brokers",
             ),
             (
                 json!({"cleanupPolicy": "Compact"}),

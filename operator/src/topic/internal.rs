@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::{decide::missing, partitions};
 use crate::context::Context;
 use crate::error::Error;
-use crate::index::ClusterId;
+use crate::index::{self, ClusterId};
 use crate::problem::Problem;
 use crate::record;
 
@@ -65,6 +65,10 @@ async fn make(
         return Ok(None);
     }
     let leases = context.view.partitions.lock().topic(id, record.topic_id);
+    if let Some(after) = resized(&record, cluster.spec.replicas, alive, &leases) {
+        record::replace(context, id, &record, &after).await?;
+        return Ok(None);
+    }
     let lost = missing(&record, &leases);
     let made = partitions::make(context, cluster, id, &record, lost).await?;
     if made.is_ok() && record.partitions_made < record.config.partitions {
@@ -75,4 +79,28 @@ async fn make(
         record::replace(context, id, &record, &after).await?;
     }
     Ok(made.err())
+}
+
+/// The record for another number of brokers. Fewer replicas must be in sync from when there shall be fewer, more once there are more.
+fn resized(
+    record: &TopicRecord,
+    brokers: i32,
+    alive: usize,
+    leases: &index::Topic,
+) -> Option<TopicRecord> {
+    let wanted = TopicConfig::internal(
+        &record.config.name,
+        brokers.clamp(1, REPLICAS).unsigned_abs(),
+    );
+    let factor = wanted.replication_factor;
+    let held = &record.config;
+    let mut after = record.clone();
+    if factor < held.replication_factor || alive >= factor as usize {
+        after.config.replication_factor = factor;
+    }
+    let in_sync = |held: &index::Held| held.lease.assignment.isr.len() >= factor as usize;
+    if wanted.min_insync_replicas < held.min_insync_replicas || leases.there.values().all(in_sync) {
+        after.config.min_insync_replicas = wanted.min_insync_replicas;
+    }
+    (after != *record).then_some(after)
 }

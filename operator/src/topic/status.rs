@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 use millrace_crds::conditions::{ConditionStatus, ConditionType, Observed, Reason, set_condition};
-use millrace_crds::coordination::{TopicRecord, TopicState};
+use millrace_crds::coordination::{Replica, TopicRecord, TopicState};
 use millrace_crds::{PartitionState, Topic, TopicStatus};
 
 use crate::alive::Alive;
@@ -162,7 +162,7 @@ fn lack(topic: &Topic, status: &TopicStatus, found: &Found<'_>) -> Option<Proble
     }
     let offline = status.partitions_offline.unwrap_or(0);
     if offline == 0 {
-        return None;
+        return moving(found);
     }
     let cluster = &topic.spec.cluster_ref.name;
     if !found.controller {
@@ -179,6 +179,25 @@ fn lack(topic: &Topic, status: &TopicStatus, found: &Found<'_>) -> Option<Proble
             "{offline} of {wanted} partitions have no leader; one is elected as soon as a broker that may lead is up (status.partitionStates[].eligible)"
         ),
     ))
+}
+
+/// Partitions that have more or fewer replicas than was asked for, or whose replicas are not all in sync for the first time.
+fn moving(found: &Found<'_>) -> Option<Problem> {
+    let factor = found.record?.config.replication_factor as usize;
+    let there = found.leases.there.values();
+    let assignments = there.map(|held| &held.lease.assignment);
+    let differ = assignments.filter(|assignment| {
+        let former = |replica: &Replica| !assignment.replicas.contains(&replica.id);
+        assignment.replicas.len() != factor
+            || assignment.isr.len() != factor && assignment.isr.iter().any(former)
+    });
+    let count = differ.count();
+    let message = || {
+        format!(
+            "{count} partitions are on their way to {factor} replicas; see status.rebalance of the Cluster"
+        )
+    };
+    (count > 0).then(|| Problem::passing(Reason::Reassigning, message()))
 }
 
 fn degraded(status: &TopicStatus, found: &Found<'_>) -> (bool, Reason, String) {

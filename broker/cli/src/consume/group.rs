@@ -34,6 +34,9 @@ impl Consume {
         if let Some(instance) = &self.instance_id {
             consumer = consumer.instance_id(instance.as_str());
         }
+        if let Some(rack) = &self.rack {
+            consumer = consumer.rack(rack.as_str());
+        }
         let consumer = consumer.start(start).isolation(self.isolation());
         let mut consumer = consumer.build().await?;
         let copied = self.copy_all(&mut consumer, &interrupt).await;

@@ -71,6 +71,11 @@ pub(crate) struct Consume {
     #[arg(long, value_name = "NAME", requires = "group")]
     instance_id: Option<String>,
 
+    /// In a group: where this member is, such as the zone of its node. It gets those partitions whose preferred leader is there, as far as all members
+    /// have as many
+    #[arg(long, value_name = "RACK", requires = "group")]
+    rack: Option<String>,
+
     /// Only these partitions, separated by commas
     #[arg(long, short = 'p', value_name = "N,..", value_delimiter = ',', value_parser = clap::value_parser!(i32).range(0..))]
     partition: Vec<i32>,

@@ -94,6 +94,7 @@ pub struct ConsumerBuilder {
     instance_id: Option<String>,
     static_member: bool,
     assignor: Assignor,
+    rack: Option<String>,
     session_timeout: Option<Duration>,
     rebalance_timeout: Duration,
     auto_commit: Option<Duration>,
@@ -116,6 +117,7 @@ impl ConsumerBuilder {
             instance_id: None,
             static_member: true,
             assignor: Assignor::Uniform,
+            rack: None,
             session_timeout: None,
             rebalance_timeout: Duration::from_secs(60),
             auto_commit: Some(Duration::from_secs(5)),
@@ -166,6 +168,13 @@ impl ConsumerBuilder {
     /// How the group's partitions are given out, if most of its members ask for the same. Default: [`Assignor::Uniform`].
     pub fn assignor(mut self, assignor: Assignor) -> Self {
         self.assignor = assignor;
+        self
+    }
+
+    /// Where this member is, such as the zone of its node (`topology.kubernetes.io/zone`). Of partitions whose preferred leader is there it gets as many
+    /// as the balance allows, so that less is read across zones. With [`Assignor::Uniform`].
+    pub fn rack(mut self, rack: impl Into<String>) -> Self {
+        self.rack = Some(rack.into());
         self
     }
 
@@ -385,6 +394,7 @@ impl ConsumerBuilder {
                 .collect(),
             pattern: self.pattern.clone(),
             assignor: self.assignor,
+            rack: self.rack.clone(),
             session_timeout: self.session_timeout.unwrap_or(default),
             rebalance_timeout: self.rebalance_timeout,
             auto_commit: self.auto_commit,

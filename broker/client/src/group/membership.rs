@@ -51,6 +51,7 @@ pub(crate) struct GroupSettings {
     pub(crate) topics: Vec<String>,
     pub(crate) pattern: Option<String>,
     pub(crate) assignor: Assignor,
+    pub(crate) rack: Option<String>,
     pub(crate) session_timeout: Duration,
     pub(crate) rebalance_timeout: Duration,
     pub(crate) auto_commit: Option<Duration>,
@@ -398,6 +399,7 @@ impl Member {
             topics,
             pattern,
             assignor,
+            rack,
             session_timeout,
             rebalance_timeout,
             ..
@@ -415,6 +417,7 @@ impl Member {
                 topics: topics.clone(),
                 pattern: pattern.clone(),
                 assignor: assignor.into(),
+                rack: rack.clone(),
             }),
             session_timeout_ms: millis(*session_timeout),
             rebalance_timeout_ms: millis(*rebalance_timeout),

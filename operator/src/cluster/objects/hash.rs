@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 use super::APPLIED_ANNOTATION;
 
 /// 64 bits in hexadecimal: enough to tell one Cluster's revisions apart.
-pub(super) fn of(value: &Value) -> String {
+pub(crate) fn of(value: &Value) -> String {
     let digest = Sha256::digest(value.to_string().as_bytes());
     digest[..8].iter().map(|b| format!("{b:02x}")).collect()
 }

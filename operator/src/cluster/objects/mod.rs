@@ -2,7 +2,7 @@
 //! has an opinion on.
 
 mod access;
-mod hash;
+pub(super) mod hash;
 mod labels;
 mod network;
 mod overlay;
@@ -16,6 +16,7 @@ pub(crate) use settings::client_port;
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use millrace_crds::Cluster;
+use millrace_crds::coordination::{ROLE_LABEL, Racks, Role};
 use serde_json::{Value, json};
 
 /// What the brokers' pods, their claims' owner and so on are called.
@@ -46,6 +47,8 @@ pub(crate) struct Inputs<'a> {
     pub(crate) replicas: i32,
     /// The size in the claim template of the StatefulSet that is there: it can't change.
     pub(crate) claim_template_size: Option<&'a Quantity>,
+    /// Where the brokers are.
+    pub(crate) racks: &'a Racks,
 }
 
 /// All objects of a Cluster.
@@ -55,6 +58,7 @@ pub(crate) struct Objects {
     pub(crate) role: Value,
     pub(crate) role_binding: Value,
     pub(crate) config_map: Value,
+    pub(crate) racks: Value,
     pub(crate) brokers_service: Value,
     pub(crate) bootstrap_service: Value,
     pub(crate) network_policy: Value,
@@ -72,12 +76,26 @@ pub(crate) fn objects(cluster: &Cluster, inputs: &Inputs<'_>) -> Objects {
         role: finish(access::role(cluster)),
         role_binding: finish(access::role_binding(cluster)),
         config_map: finish(settings),
+        racks: hash::stamp(racks(cluster, inputs.racks)),
         brokers_service: finish(network::brokers_service(cluster)),
         bootstrap_service: finish(network::bootstrap_service(cluster)),
         network_policy: finish(network::network_policy(cluster)),
         disruption_budget: finish(disruption_budget(cluster)),
         stateful_set: finish(stateful_set),
     }
+}
+
+/// For the brokers, which can't read their nodes' labels.
+fn racks(cluster: &Cluster, racks: &Racks) -> Value {
+    let object = json!({
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": Racks::object_name(labels::name(cluster))},
+        "data": racks.data(),
+    });
+    let mut object = labels::own(cluster, object);
+    object["metadata"]["labels"][ROLE_LABEL] = Role::Racks.as_str().into();
+    object
 }
 
 /// Drains and upgrades of nodes take one broker at a time.

@@ -15,7 +15,11 @@ fn cluster(spec: Value) -> Cluster {
 
 fn made(spec: Value) -> Objects {
     let cluster = cluster(spec);
+    let racks = Racks {
+        racks: [(0, "a".to_owned())].into(),
+    };
     let inputs = Inputs {
+        racks: &racks,
         default_image: "millrace-broker:0.1.0",
         replicas: cluster.spec.replicas,
         claim_template_size: None,
@@ -23,12 +27,13 @@ fn made(spec: Value) -> Objects {
     objects(&cluster, &inputs)
 }
 
-fn all(objects: &Objects) -> [&Value; 9] {
+fn all(objects: &Objects) -> [&Value; 10] {
     [
         &objects.service_account,
         &objects.role,
         &objects.role_binding,
         &objects.config_map,
+        &objects.racks,
         &objects.brokers_service,
         &objects.bootstrap_service,
         &objects.network_policy,
@@ -58,6 +63,7 @@ fn the_objects_of_a_cluster_have_the_names_that_all_parts_know() {
             "Role main-broker",
             "RoleBinding main-broker",
             "ConfigMap main-config",
+            "ConfigMap main-racks",
             "Service main-brokers",
             "Service main-bootstrap",
             "NetworkPolicy main-broker",
@@ -74,8 +80,11 @@ fn each_object_belongs_to_the_cluster() {
         assert_eq!(metadata["namespace"], "shop");
         assert_eq!(metadata["ownerReferences"][0]["uid"], "cluster-uid");
         assert_eq!(metadata["ownerReferences"][0]["controller"], true);
+        let mut labels = metadata["labels"].clone();
+        // Of the racks only.
+        labels.as_object_mut().unwrap().remove("millrace.dev/role");
         assert_eq!(
-            metadata["labels"],
+            labels,
             json!({
                 "app.kubernetes.io/name": "millrace",
                 "app.kubernetes.io/component": "broker",
@@ -248,6 +257,7 @@ fn the_claim_template_of_a_stateful_set_that_is_there_does_not_change() {
     let held = Quantity("10Gi".into());
     for (there, size) in [(None, "20Gi"), (Some(&held), "10Gi")] {
         let inputs = Inputs {
+            racks: &Racks::default(),
             default_image: "x",
             replicas: 3,
             claim_template_size: there,
