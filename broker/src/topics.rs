@@ -10,7 +10,8 @@ use std::{
 };
 
 use millrace_crds::{
-    INTERNAL_TOPICS, Topic, TopicConfig, TopicError, TopicFileError, is_internal_topic, read_topics,
+    CleanupPolicy, INTERNAL_TOPICS, Topic, TopicConfig, TopicError, TopicFileError,
+    is_internal_topic, read_topics,
 };
 use millrace_record::TimestampType;
 use tokio_util::sync::CancellationToken;
@@ -18,7 +19,9 @@ use tracing::{error, info, warn};
 
 use crate::{
     directory::{self, Directory},
-    storage::{LogConfig, Retention, StorageError, Store, StoredPartition, StoredTopic},
+    storage::{
+        Compaction, LogConfig, Retention, StorageError, Store, StoredPartition, StoredTopic,
+    },
 };
 
 /// The id of a broker that runs alone.
@@ -193,9 +196,21 @@ pub(crate) fn log_config(topic: &TopicConfig) -> LogConfig {
             millrace_crds::TimestampType::LogAppendTime => TimestampType::LogAppendTime,
         },
         timestamp_after_max: topic.timestamp_after_max,
-        retention: Retention {
-            time: topic.retention_time,
-            bytes: topic.retention_bytes,
+        retention: match topic.cleanup_policy {
+            CleanupPolicy::Compact => Retention::default(),
+            CleanupPolicy::Delete | CleanupPolicy::CompactAndDelete => Retention {
+                time: topic.retention_time,
+                bytes: topic.retention_bytes,
+            },
+        },
+        compaction: match topic.cleanup_policy {
+            CleanupPolicy::Delete => None,
+            CleanupPolicy::Compact | CleanupPolicy::CompactAndDelete => Some(Compaction {
+                min_lag: topic.compaction.min_lag,
+                max_lag: topic.compaction.max_lag,
+                delete_retention: topic.compaction.delete_retention,
+                min_dirty_percent: topic.compaction.min_dirty_percent,
+            }),
         },
     }
 }

@@ -108,6 +108,8 @@ reasons! {
     AsSpecified,
     /// `spec.paused` is true: the operator leaves it alone.
     Paused,
+    /// `spec.hibernated` is true: no broker runs, and their volumes are kept.
+    Hibernated,
     /// The object is being deleted.
     Deleting,
     /// A rule that the API server could not check is broken.

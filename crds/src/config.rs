@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use crate::names::{MAX_TOPIC_NAME, NAMESPACE_SEPARATOR};
 use crate::quantity::{ByteQuantity, parse_retention_time, parse_time};
-use crate::topic::{CleanupPolicy, Compression, TimestampType, Topic};
+use crate::topic::{CleanupPolicy, Compression, TimestampType, Topic, TopicSpec};
 
 /// The internal topic of consumer groups.
 pub const GROUPS_TOPIC: &str = "__groups";
@@ -68,6 +68,9 @@ pub struct TopicConfig {
     pub min_insync_replicas: Option<u32>,
     /// What becomes of old records.
     pub cleanup_policy: CleanupPolicy,
+    /// How it is compacted, if it is.
+    #[serde(default, skip_serializing_if = "CompactionConfig::is_default")]
+    pub compaction: CompactionConfig,
     /// Records older than this may be deleted; `None`: kept forever.
     #[serde(with = "milliseconds::optional", rename = "retentionTimeMs")]
     pub retention_time: Option<Duration>,
@@ -84,6 +87,41 @@ pub struct TopicConfig {
     pub timestamp_after_max: Duration,
     /// Whether a replica that may lack acknowledged records may lead.
     pub unclean_leader_election: bool,
+}
+
+/// How a topic is compacted by key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CompactionConfig {
+    /// Younger records stay, whatever comes after them.
+    #[serde(with = "milliseconds", rename = "minLagMs")]
+    pub min_lag: Duration,
+    /// Records that are older are looked at, however few they are; `None`: not for that.
+    #[serde(with = "milliseconds::optional", rename = "maxLagMs")]
+    pub max_lag: Option<Duration>,
+    /// How long tombstones stay.
+    #[serde(with = "milliseconds", rename = "deleteRetentionMs")]
+    pub delete_retention: Duration,
+    /// It is compacted once so much of it is new.
+    pub min_dirty_percent: u8,
+}
+
+impl CompactionConfig {
+    // What topics always looked like stays so.
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Default for CompactionConfig {
+    fn default() -> Self {
+        Self {
+            min_lag: Duration::ZERO,
+            max_lag: None,
+            delete_retention: Duration::from_secs(24 * 3600),
+            min_dirty_percent: 50,
+        }
+    }
 }
 
 /// Why a `Topic` is not legal.
@@ -206,12 +244,9 @@ impl TryFrom<&Topic> for TopicConfig {
                 instead,
             })
         };
-        match (config.cleanup_policy, config.compression) {
-            (CleanupPolicy::Delete, Compression::Producer) => Ok(config),
-            (CleanupPolicy::Delete, other) => {
-                not_standalone("spec.compression", format!("{other:?}"), "Producer")
-            }
-            (other, _) => not_standalone("spec.cleanupPolicy", format!("{other:?}"), "Delete"),
+        match config.compression {
+            Compression::Producer => Ok(config),
+            other => not_standalone("spec.compression", format!("{other:?}"), "Producer"),
         }
     }
 }
@@ -274,6 +309,7 @@ impl TopicConfig {
             replication_factor,
             min_insync_replicas,
             cleanup_policy: spec.cleanup_policy,
+            compaction: compaction(spec)?,
             retention_time,
             retention_bytes,
             compression: spec.compression,
@@ -283,6 +319,26 @@ impl TopicConfig {
             unclean_leader_election: spec.unclean_leader_election,
         })
     }
+}
+
+fn compaction(spec: &TopicSpec) -> Result<CompactionConfig, TopicError> {
+    let written = &spec.compaction;
+    let lag = |field, lag: &Option<String>| {
+        let lag = lag.as_ref();
+        lag.map(|lag| time(field, lag)).transpose()
+    };
+    Ok(CompactionConfig {
+        min_lag: lag("spec.compaction.minLag", &written.min_lag)?.unwrap_or_default(),
+        max_lag: lag("spec.compaction.maxLag", &written.max_lag)?,
+        delete_retention: time("spec.compaction.deleteRetention", &written.delete_retention)?,
+        min_dirty_percent: in_range(
+            "spec.compaction.minDirtyPercent",
+            Some(written.min_dirty_percent),
+            100,
+        )?
+        .and_then(|percent| u8::try_from(percent).ok())
+        .unwrap_or(50),
+    })
 }
 
 /// Durations as whole milliseconds.
@@ -331,6 +387,7 @@ impl TopicConfig {
             replication_factor,
             min_insync_replicas: Some(replication_factor.div_ceil(2)),
             cleanup_policy: CleanupPolicy::Delete,
+            compaction: CompactionConfig::default(),
             retention_time: None,
             retention_bytes: None,
             compression: Compression::Producer,
@@ -462,6 +519,7 @@ mod tests {
                 replication_factor: 1,
                 min_insync_replicas: None,
                 cleanup_policy: CleanupPolicy::Delete,
+                compaction: CompactionConfig::default(),
                 retention_time: Some(Duration::from_secs(7 * 24 * 3600)),
                 retention_bytes: None,
                 compression: Compression::Producer,
@@ -495,6 +553,7 @@ mod tests {
                 replication_factor: 3,
                 min_insync_replicas: Some(2),
                 cleanup_policy: CleanupPolicy::Delete,
+                compaction: CompactionConfig::default(),
                 retention_time: None,
                 retention_bytes: Some(10 << 30),
                 compression: Compression::Producer,
@@ -509,7 +568,7 @@ mod tests {
     #[test]
     fn what_is_not_legal_is_refused_and_named() {
         type Change = fn(&mut TopicSpec);
-        let cases: [(&str, Change, &str); 26] = [
+        let cases: [(&str, Change, &str); 27] = [
             ("", |_| (), "metadata.name is missing"),
             ("Orders", |_| (), "metadata.name \"Orders\""),
             ("my_orders", |_| (), "spec.topicName"),
@@ -562,8 +621,13 @@ mod tests {
             ),
             (
                 "a",
-                |s| s.cleanup_policy = CleanupPolicy::Compact,
-                "spec.cleanupPolicy: Compact needs a Cluster: a standalone broker can't do that yet; use Delete",
+                |s| s.compaction.min_lag = Some("soon".into()),
+                "spec.compaction.minLag: \"soon\"",
+            ),
+            (
+                "a",
+                |s| s.compaction.min_dirty_percent = 0,
+                "spec.compaction.minDirtyPercent",
             ),
             (
                 "a",

@@ -18,9 +18,9 @@ mod topic;
 
 pub use cluster::{Cluster, ClusterSpec};
 pub use config::{
-    GROUPS_TOPIC, INTERNAL_TOPICS, MAX_MAX_MESSAGE_BYTES, MAX_PARTITIONS, MAX_REPLICATION_FACTOR,
-    MIN_MAX_MESSAGE_BYTES, TRANSACTIONS_TOPIC, TopicConfig, TopicDefaults, TopicError,
-    check_topic_name, is_internal_topic,
+    CompactionConfig, GROUPS_TOPIC, INTERNAL_TOPICS, MAX_MAX_MESSAGE_BYTES, MAX_PARTITIONS,
+    MAX_REPLICATION_FACTOR, MIN_MAX_MESSAGE_BYTES, TRANSACTIONS_TOPIC, TopicConfig, TopicDefaults,
+    TopicError, check_topic_name, is_internal_topic,
 };
 pub use crd::{CrdFile, crds};
 pub use file::{TopicFileError, read_topics};

@@ -5,6 +5,7 @@
 //! acknowledged, and be in the log. Not responsible for correctness beyond that: the tests are.
 
 mod catchup;
+mod compaction;
 mod connections;
 mod failover;
 mod fetch;
@@ -87,6 +88,8 @@ enum Load {
     Groups(groups::Options),
     /// Consumers of a group that come, go and die while records flow.
     Rebalance(rebalance::Options),
+    /// Records of the same keys again and again, of which the last ones are to be left.
+    Compaction(compaction::Options),
     /// Transactions, one after another.
     Transactions(transactions::Options),
     /// All on one broker, as the README shows them.
@@ -236,6 +239,7 @@ async fn run(cli: Cli) -> Result<()> {
         Load::Catchup(options) => show(catchup::catchup(&bench, &options).await?),
         Load::Groups(options) => show(groups::groups(&bench, &options).await?),
         Load::Rebalance(options) => show(rebalance::rebalance(&bench, &options).await?),
+        Load::Compaction(options) => show(compaction::compaction(&bench, &options).await?),
         Load::Transactions(options) => show(transactions::transactions(&bench, &options).await?),
         Load::All { quick } => all(&bench, quick).await?,
         Load::Layouts(options) => {

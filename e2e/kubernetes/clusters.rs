@@ -27,6 +27,7 @@ pub(crate) async fn good_ones_are_accepted(objects: &Objects<'_>) {
         "config: {replicaLag: 1m30s}",
         "lease: {durationSeconds: 10, renewSeconds: 5}",
         "rebalance: {mode: Manual, concurrency: 5}",
+        "hibernated: true",
         "paused: true",
         "image: registry.example:5000/millrace@sha256:0123\nimagePullPolicy: Always\nimagePullSecrets: [{name: a}]",
     ] {

@@ -9,7 +9,7 @@ use millrace_e2e::kubernetes::{
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::load::under_load;
+use crate::load::{millrace, under_load};
 
 const TOPIC: &str = "events";
 const WITHIN: u64 = 120;
@@ -30,8 +30,54 @@ pub(crate) fn brokers_and_replicas_come_and_go(kubernetes: &Kubernetes) {
         installed.wait(60, &namespace, object, "Ready", is_ready);
     }
     under_load(&pods, TOPIC, || come_and_go(&pods));
+    sleep_and_wake(&pods);
     pods.delete_all(&["topic/events", "cluster/main"]);
     pods.installed.uninstall();
+}
+
+/// No pods, no condition that calls for anyone, and afterwards all is there again.
+fn sleep_and_wake(pods: &Pods<'_>) {
+    let (installed, namespace) = (&pods.installed, pods.namespace());
+    let count = || {
+        let consumed = millrace(pods, &["consume", TOPIC]).output().unwrap();
+        assert!(consumed.status.success());
+        consumed
+            .stdout
+            .iter()
+            .filter(|byte| **byte == b'\n')
+            .count()
+    };
+    let hibernate = |hibernated: bool| {
+        let patch = format!("{{\"spec\": {{\"hibernated\": {hibernated}}}}}");
+        let patch = [
+            "patch",
+            "-n",
+            namespace,
+            "cluster/main",
+            "--type",
+            "merge",
+            "-p",
+            &patch,
+        ];
+        installed.kubectl(&patch);
+    };
+    let before = count();
+    hibernate(true);
+    let took = installed.wait(90, namespace, "cluster/main", "asleep", |cluster| {
+        let is = |kind, status| {
+            condition(cluster, kind).is_some_and(|(s, r, _)| (s, r) == (status, "Hibernated"))
+        };
+        let pods = cluster.map(|cluster| cluster["status"]["replicas"].clone());
+        pods == Some(0.into())
+            && is("Ready", "False")
+            && is("Degraded", "False")
+            && condition(cluster, "Reconciling").is_none()
+    });
+    println!("asleep after {:.1} s", took.as_secs_f64());
+    hibernate(false);
+    let took = installed.wait(90, namespace, "cluster/main", "awake", is_well);
+    println!("awake after {:.1} s", took.as_secs_f64());
+    assert_eq!(count(), before);
 }
 
 fn come_and_go(pods: &Pods<'_>) {

@@ -24,6 +24,10 @@ pub(crate) async fn good_ones_are_accepted(objects: &Objects<'_>) {
         ("orders", "{cleanupPolicy: Compact}"),
         (
             "orders",
+            "{cleanupPolicy: Compact, compaction: {minLag: 1h, maxLag: 7d, deleteRetention: 2d, minDirtyPercent: 30}}",
+        ),
+        (
+            "orders",
             "{cleanupPolicy: CompactAndDelete, retention: {bytes: 1GiB}}",
         ),
         ("orders", "{compression: Zstd}"),
@@ -139,6 +143,16 @@ pub(crate) async fn bad_ones_are_refused_with_a_sentence(objects: &Objects<'_>) 
             "a",
             "{cleanupPolicy: Compact, retention: {bytes: 1GiB}}",
             "retention.bytes deletes nothing from a topic that is only compacted",
+        ),
+        (
+            "a",
+            "{compaction: {minDirtyPercent: 0}}",
+            "spec.compaction.minDirtyPercent in body should be greater than or equal to 1",
+        ),
+        (
+            "a",
+            "{compaction: {minLag: soon}}",
+            "spec.compaction.minLag in body should match",
         ),
         (
             "a",

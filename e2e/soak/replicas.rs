@@ -185,6 +185,7 @@ mod tests {
     use super::*;
 
     const CONFIG: LogConfig = LogConfig {
+        compaction: None,
         max_message_bytes: 1 << 20,
         timestamp_type: TimestampType::CreateTime,
         timestamp_after_max: Duration::from_secs(3600),

@@ -316,22 +316,29 @@ impl Broker {
 
     /// Bytes of disk that the data takes, as `du` counts them.
     pub fn disk_usage(&self) -> u64 {
-        fn of(folder: &Path) -> u64 {
-            let size = |entry: std::io::Result<fs::DirEntry>| {
-                // A file may go while we look.
-                let (entry, about) = entry
-                    .and_then(|entry| Ok((entry.path(), entry.metadata()?)))
-                    .ok()?;
-                Some(about.blocks() * 512 + if about.is_dir() { of(&entry) } else { 0 })
-            };
-            fs::read_dir(folder).map_or(0, |entries| entries.filter_map(size).sum())
-        }
-        of(&self.setup.data)
+        crate::disk_usage(&self.setup.data)
     }
 
     fn running(&self) -> &Process {
         self.process.as_ref().expect("the broker runs")
     }
+}
+
+/// Bytes of disk that the files in a folder take, as `du` counts them.
+pub fn disk_usage(folder: &Path) -> u64 {
+    let size = |entry: std::io::Result<fs::DirEntry>| {
+        // A file may go while we look.
+        let (entry, about) = entry
+            .and_then(|entry| Ok((entry.path(), entry.metadata()?)))
+            .ok()?;
+        let within = if about.is_dir() {
+            disk_usage(&entry)
+        } else {
+            0
+        };
+        Some(about.blocks() * 512 + within)
+    };
+    fs::read_dir(folder).map_or(0, |entries| entries.filter_map(size).sum())
 }
 
 impl Drop for Broker {

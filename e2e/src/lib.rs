@@ -19,7 +19,7 @@ pub mod volume;
 pub mod wires;
 
 pub use api::{Api, Refusal, batch, batch_of, refusal};
-pub use broker::{Broker, BrokerSetup};
+pub use broker::{Broker, BrokerSetup, disk_usage};
 pub use cli::{Cli, Running};
 pub use http::HttpAnswer;
 pub use ports::free_port;

@@ -6,6 +6,7 @@
 mod abuse;
 mod boundary;
 mod cli;
+mod compaction;
 mod crash;
 mod disk_full;
 mod errors;

@@ -2,7 +2,7 @@
 //!
 //! Some must: those on brokers that shall go, and those that have more or fewer replicas than their topic asks for. Others may, so that brokers hold as
 //! much as each other: of each topic first, since a topic is the unit of load, and then of all together, and that they are preferred to lead
-//! equally often. No move puts two replicas of a partition into one rack that were in two. Each improves the balance, so this comes to an end, and asked again
+//! equally often; that waits until all brokers are up. No move puts two replicas of a partition into one rack that were in two. Each improves the balance, so this comes to an end, and asked again
 //! afterwards nothing is left to do.
 //!
 //! A partition that is moving (others than its replicas are in sync, or one that is alive is not yet) is left alone, unless where it goes must not be either.
@@ -99,7 +99,10 @@ pub(crate) fn plan(staying: &[Candidate], alive: &BTreeSet<i32>, partitions: &[P
             settled.push(partition);
         }
     }
-    plan.balancing = even_out(&settled, &brokers, &able, &mut loads);
+    // One that is away comes back with what it has, and its rack may not be known meanwhile.
+    if able.len() == staying.len() {
+        plan.balancing = even_out(&settled, &brokers, &able, &mut loads);
+    }
     plan
 }
 

@@ -181,6 +181,14 @@ impl Records {
         Ok(headers)
     }
 
+    /// The next record, and its bytes as they lie there.
+    pub(crate) fn next_with_bytes(&mut self) -> Option<(Result<Record, BatchError>, Bytes)> {
+        let from = self.at;
+        let record = self.next()?;
+        let to = if record.is_ok() { self.at } else { from };
+        Some((record, self.data.slice(from..to)))
+    }
+
     fn fail(&mut self, reason: String) -> Option<Result<Record, BatchError>> {
         self.read = self.count;
         self.at = self.data.len();

@@ -198,6 +198,34 @@ impl BatchHeader {
         self.base_sequence.wrapping_add(self.last_offset_delta) & i32::MAX
     }
 
+    /// A header of no records and no producer.
+    pub(crate) fn empty(max_timestamp: i64) -> Self {
+        BatchHeader {
+            base_offset: 0,
+            batch_length: 0,
+            leader_epoch: -1,
+            magic: MAGIC,
+            crc: 0,
+            attributes: Attributes::new(Compression::None, false, false),
+            last_offset_delta: 0,
+            base_timestamp: max_timestamp,
+            max_timestamp,
+            producer_id: -1,
+            producer_epoch: -1,
+            base_sequence: -1,
+            record_count: 0,
+        }
+    }
+
+    /// The batch has that many bytes, header included.
+    pub(crate) fn set_size(&mut self, size: usize) -> Result<(), BatchError> {
+        let too_large = |_| BatchError::TooLarge {
+            limit: i32::MAX as usize,
+        };
+        self.batch_length = i32::try_from(size - LENGTH_PREFIX).map_err(too_large)?;
+        Ok(())
+    }
+
     /// Writes the header to the first [`HEADER_LEN`] bytes of `out`.
     pub(crate) fn write(&self, out: &mut [u8]) {
         put(out, BASE_OFFSET, self.base_offset.to_be_bytes());

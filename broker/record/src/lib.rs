@@ -27,6 +27,7 @@ mod decode;
 mod error;
 mod header;
 mod partition;
+mod thin;
 mod varint;
 
 pub use builder::{BatchBuilder, BatchOptions, ProducerState};
@@ -39,3 +40,4 @@ pub use header::{
     set_log_append_time, split, validate,
 };
 pub use partition::key_partition;
+pub use thin::{Thinned, gap, gap_from, hollow, thin, validate_stored};

@@ -156,6 +156,7 @@ impl ApiError {
             StorageError::Batch(_)
             | StorageError::Control
             | StorageError::NoProducer
+            | StorageError::NoKey
             | StorageError::Stamped
             | StorageError::Sequence(SequenceError::OutsideTransaction { .. }) => {
                 of(ErrorReason::InvalidBatch)

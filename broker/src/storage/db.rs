@@ -5,7 +5,9 @@ use std::{collections::HashMap, path::Path, sync::Arc};
 use parking_lot::RwLock;
 use rocksdb::{DB, Options, WriteBatch, WriteOptions};
 
-use super::{Durability, PartitionId, StorageError, StorageOptions, keys};
+use super::{
+    Durability, Generation, PartitionId, StorageError, StorageOptions, compaction::Compacted, keys,
+};
 
 /// The databases.
 pub(super) struct Db {
@@ -21,16 +23,45 @@ pub(super) struct Db {
 /// was deleted, once all that are held are known.
 #[derive(Default)]
 struct LogStarts {
-    by_partition: HashMap<PartitionId, i64>,
+    by_partition: HashMap<PartitionId, Kept>,
     complete: bool,
 }
 
+/// What is kept of a partition.
+#[derive(Clone, Copy, Default)]
+struct Kept {
+    log_start: i64,
+    compacted: Option<Replaced>,
+}
+
+/// What compaction has written anew.
+#[derive(Clone, Copy)]
+struct Replaced {
+    /// All before this offset,
+    end: i64,
+    /// of the writer's generations up to this one. What comes later to lower offsets, after a truncation, is none of it.
+    through: Generation,
+    /// Its own earlier generations are replaced, too.
+    first: Generation,
+}
+
+impl Replaced {
+    fn holds(&self, generation: Generation, last_offset: i64) -> bool {
+        let is_old = match generation < Generation::COMPACTED {
+            true => generation <= self.through,
+            false => generation < self.first,
+        };
+        is_old && last_offset < self.end
+    }
+}
+
 impl LogStarts {
-    fn keeps(&self, partition: PartitionId, last_offset: i64) -> bool {
-        match self.by_partition.get(&partition) {
-            Some(log_start) => last_offset >= *log_start,
-            None => !self.complete,
-        }
+    fn keeps(&self, generation: Generation, partition: PartitionId, last_offset: i64) -> bool {
+        let Some(kept) = self.by_partition.get(&partition) else {
+            return !self.complete;
+        };
+        let replaced = kept.compacted;
+        last_offset >= kept.log_start && !replaced.is_some_and(|r| r.holds(generation, last_offset))
     }
 }
 
@@ -44,7 +75,9 @@ impl Db {
         let log_starts = Arc::new(RwLock::new(LogStarts::default()));
         let filter = log_starts.clone();
         let keep = move |key: &[u8]| match keys::parse_log(key) {
-            Some((_, partition, last_offset)) => filter.read().keeps(partition, last_offset),
+            Some((generation, partition, last_offset)) => {
+                filter.read().keeps(generation, partition, last_offset)
+            }
             None => true,
         };
         let log_options = options.log_database(keep);
@@ -133,7 +166,27 @@ impl Db {
     /// Tells the compaction filter what may go.
     pub(super) fn set_log_start(&self, partition: PartitionId, log_start: i64) {
         let mut log_starts = self.log_starts.write();
-        log_starts.by_partition.insert(partition, log_start);
+        log_starts
+            .by_partition
+            .entry(partition)
+            .or_default()
+            .log_start = log_start;
+    }
+
+    /// Tells the compaction filter what has been written anew.
+    pub(super) fn set_compacted(&self, partition: PartitionId, compacted: &Compacted) {
+        let mut log_starts = self.log_starts.write();
+        let kept = log_starts.by_partition.entry(partition).or_default();
+        kept.compacted = Some(Replaced {
+            end: compacted.end,
+            through: compacted.through,
+            first: compacted.first,
+        });
+    }
+
+    /// For files that are made for the log.
+    pub(super) fn log_options(&self) -> &Options {
+        &self.log_options
     }
 
     /// Tells the compaction filter that it knows all partitions that are held; from now on it has to be told of each new one

@@ -199,6 +199,7 @@ mod tests {
                     time: Some(Duration::from_secs(604_800)),
                     bytes: None,
                 },
+                compaction: None,
             },
         };
         let stored = r#"{"name":"orders","config":{"max_message_bytes":1048576,"timestamp_type":"CreateTime","timestamp_after_max":{"secs":3600,"nanos":0},"retention":{"time":{"secs":604800,"nanos":0},"bytes":null}}}"#;

@@ -61,6 +61,11 @@ pub enum StorageError {
     /// The batch is not acceptable.
     #[error("the batch is refused: {0}")]
     Batch(#[from] BatchError),
+    /// A record without a key in a compacted topic.
+    #[error(
+        "the batch holds a record without a key, and the topic is compacted by key; give each record one, or set the topic's cleanupPolicy to Delete"
+    )]
+    NoKey,
     /// The batch is larger than the topic allows.
     #[error(
         "the batch has {size} bytes, the topic allows {max}; send smaller batches or raise the topic's maxMessageBytes"

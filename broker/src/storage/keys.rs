@@ -31,6 +31,8 @@ pub(super) const EPOCHS: u8 = b'E';
 pub(super) const ENDED: u8 = b'A';
 /// `meta`, prefix: high watermarks as they were known. Since format 3.
 pub(super) const HIGH_WATERMARK: u8 = b'H';
+/// `meta`, prefix: how far partitions are compacted. Since format 3.
+pub(super) const COMPACTED: u8 = b'K';
 /// `meta`, prefix: runs.
 pub(super) const RUN: u8 = b'R';
 
@@ -104,6 +106,11 @@ pub(super) fn parse_partition(key: &[u8]) -> Option<(Uuid, i32)> {
     let (topic_id, index) = key.get(1..)?.split_first_chunk::<16>()?;
     let index = i32::from_be_bytes(index.try_into().ok()?);
     Some((Uuid::from_bytes(*topic_id), index))
+}
+
+/// `meta`: how far a partition is compacted. Since format 3.
+pub(super) fn compacted(partition: PartitionId) -> [u8; 5] {
+    prefixed(COMPACTED, partition.0)
 }
 
 /// `meta`: the mark of a deleted partition. Since format 2.

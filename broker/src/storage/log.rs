@@ -47,6 +47,9 @@ pub struct LogConfig {
     pub timestamp_after_max: Duration,
     /// How long and how much is kept.
     pub retention: Retention,
+    /// If the log is compacted: how.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compaction: Option<Compaction>,
 }
 
 impl LogConfig {
@@ -64,6 +67,19 @@ pub struct Retention {
     pub time: Option<Duration>,
     /// Bytes of batches kept at least; `None` sets no limit.
     pub bytes: Option<u64>,
+}
+
+/// How a log is compacted by key: of each key the last record stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compaction {
+    /// Younger records stay, whatever comes after them.
+    pub min_lag: Duration,
+    /// A log that has an older record which was never looked at is compacted whatever its size; `None`: not for that.
+    pub max_lag: Option<Duration>,
+    /// How long the last record of a key that was deleted (a tombstone) stays after all before it is gone.
+    pub delete_retention: Duration,
+    /// It is compacted once so much of it was never looked at.
+    pub min_dirty_percent: u8,
 }
 
 /// One partition's log.
@@ -498,6 +514,11 @@ impl PartitionLog {
         self.ended.lock().advance(offset);
         self.removed_bytes
             .fetch_max(removed_bytes, Ordering::AcqRel);
+    }
+
+    /// Runs within it have been replaced by smaller ones.
+    pub(super) fn compacted(&self, freed: u64) {
+        self.removed_bytes.fetch_add(freed, Ordering::AcqRel);
     }
 
     /// The log, which is empty, begins at `offset`.

@@ -25,10 +25,12 @@
 //! # Rules
 //! - One thread, the [`writer`], appends; offsets, sequences and runs are its own, without locks.
 //! - An append is acknowledged when its group is in the WAL (`durability: os`) or after the fsync that covers it (`fsync`).
+//! - [Compaction](compaction) puts new runs in place of old ones, in generations of its own, in one write of `meta`.
 //! - Reads are bounded by the high watermark; the newest batches come from memory ([`log`]'s tail), older ones from RocksDB.
 //! - What retention, truncation or [deletion](delete) removes is first made invisible (log start offset, run bounds), then given back as files. No
 //!   tombstones are written into `log`, since a tombstone for an old generation would make files overlap.
 
+mod compaction;
 mod db;
 mod delete;
 mod descriptors;
@@ -56,7 +58,7 @@ pub use descriptors::BrokerIdentity;
 pub use disk::{DiskSpace, DiskState};
 pub use epochs::{EpochCache, EpochEnd};
 pub use error::StorageError;
-pub use log::{LogConfig, LogListener, PartitionLog, Retention};
+pub use log::{Compaction, LogConfig, LogListener, PartitionLog, Retention};
 pub use options::{Durability, StorageOptions};
 pub use producers::SequenceError;
 #[cfg(test)]
@@ -77,3 +79,8 @@ pub struct PartitionId(pub u32);
 /// The number of a generation: see the [module's page](self).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Generation(pub u32);
+
+impl Generation {
+    /// The first of those that compaction has written; the writer's are below. They would last for 2,000 years at one each half minute.
+    pub(crate) const COMPACTED: Self = Self(1 << 31);
+}

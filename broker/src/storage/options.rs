@@ -74,6 +74,8 @@ pub struct StorageOptions {
     pub min_free_bytes: u64,
     /// How often retention looks for what to remove. Default 30 s.
     pub retention_interval: Duration,
+    /// Keys that compaction notes in one pass at most, but for those of one generation: some 40 bytes each. Default 2,000,000.
+    pub compaction_keys: usize,
     /// An idempotent producer is forgotten if it has not written to a partition for this long. Default 7 days.
     pub producer_expiration: Duration,
 }
@@ -92,6 +94,7 @@ impl StorageOptions {
             queued_bytes: 32 * MIB,
             min_free_bytes: 512 * MIB as u64,
             retention_interval: Duration::from_secs(30),
+            compaction_keys: 2_000_000,
             producer_expiration: Duration::from_secs(7 * 24 * 3600),
         }
     }

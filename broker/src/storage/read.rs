@@ -222,7 +222,11 @@ pub(super) fn read_disk(
                 (hole, go_on) = (Some(next), false);
                 return Ok(false);
             }
-            buffer.extend_from_slice(batch);
+            // Several batches may have been where one gap is: a follower that had some of them takes the rest of it.
+            match millrace_record::gap_from(batch, next)? {
+                Some(rest) => buffer.extend_from_slice(&rest),
+                None => buffer.extend_from_slice(batch),
+            }
             next = last_offset + 1;
             Ok(true)
         })?;

@@ -18,6 +18,7 @@ use crate::now_ms;
 
 use super::{
     EpochCache, Generation, PartitionId, PartitionLog, StorageError, StorageOptions, StoredTopic,
+    compaction,
     db::Db,
     descriptors::{FORMAT, StoreDescriptor, TopicDescriptor, decode_partition},
     keys,
@@ -324,6 +325,9 @@ impl PartitionReader<'_> {
             Ok(false)
         })?;
         db.set_log_start(id, log_start);
+        if let Some(compacted) = compaction::Compacted::of(db, id)? {
+            db.set_compacted(id, &compacted);
+        }
         let bounds = Bounds {
             log_start,
             log_end,
@@ -483,7 +487,10 @@ fn replay(
         bytes: 0,
     };
     let now_ms = now_ms();
-    let mut iterator = db.log().raw_iterator();
+    let mut options = ReadOptions::default();
+    // What compaction has written is known to `meta`, or not needed.
+    options.set_iterate_upper_bound(keys::log(Generation::COMPACTED, PartitionId(0), 0));
+    let mut iterator = db.log().raw_iterator_opt(options);
     iterator.seek(keys::log(first, PartitionId(0), 0));
     while let Some((key, value)) = iterator.item() {
         let corrupt = || StorageError::Corrupt {

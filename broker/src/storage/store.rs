@@ -18,6 +18,7 @@ use uuid::Uuid;
 use super::{
     Append, Appended, DiskSpace, DiskState, Durability, PartitionAppend, PartitionLog, ReadBatches,
     RecoveryReport, StorageError, StorageOptions, StoredPartition, UpTo,
+    compaction::Compactor,
     db::Db,
     delete::clear_deleted,
     descriptors::StoreDescriptor,
@@ -39,6 +40,7 @@ pub struct Store {
     pub(super) db: Arc<Db>,
     disk: Arc<DiskSpace>,
     pub(super) generations: Generations,
+    pub(super) compactor: Compactor,
     pub(super) topics: RwLock<Topics>,
     pub(super) descriptor: Mutex<StoreDescriptor>,
     /// Held by whoever deletes partitions.
@@ -78,6 +80,7 @@ impl Store {
         let generations = Generations::new(Mutex::new(generations));
         // Before the writer runs: it knows nothing of them.
         clear_deleted(&db, &generations)?;
+        let compactor = Compactor::open(db.clone(), generations.clone(), &options)?;
         let thread_failed = |error: std::io::Error| {
             StorageError::Rocks(format!("a thread can't be started: {error}"))
         };
@@ -109,6 +112,7 @@ impl Store {
             db,
             disk,
             generations,
+            compactor,
             topics: RwLock::new(held),
             descriptor: Mutex::new(store),
             deletions: Mutex::new(()),
@@ -127,6 +131,10 @@ impl Store {
         let retention = store.every("retention", options.retention_interval, |store| {
             if let Err(error) = store.retain() {
                 error!(%error, "retention failed; trying again at the next interval");
+            }
+            // After it: what is replaced now goes with the next one, when no one reads it any more.
+            if let Err(error) = store.compact() {
+                error!(%error, "compaction failed; trying again at the next interval");
             }
         });
         store.threads.lock().housekeepers = vec![watcher, retention.map_err(thread_failed)?];
@@ -306,6 +314,19 @@ impl Store {
             }
         }
         retention::reclaim(&self.db, &self.generations, &self.closing)
+    }
+
+    /// Compacts partitions that are due. Blocks.
+    pub fn compact(&self) -> Result<(), StorageError> {
+        for topic in self.topics() {
+            for log in topic.partitions.values() {
+                let mut is_due = true;
+                while is_due && !self.closing.load(Ordering::Acquire) {
+                    is_due = self.compactor.compact(log, &self.closing)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// RocksDB's own statistics, as text.

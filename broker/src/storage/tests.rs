@@ -1,5 +1,6 @@
 //! The store as a whole: real RocksDB in a temporary folder.
 
+mod compaction;
 mod delete;
 mod leadership;
 mod topics;
@@ -27,6 +28,7 @@ use uuid::Uuid;
 use super::*;
 
 const CONFIG: LogConfig = LogConfig {
+    compaction: None,
     max_message_bytes: 1 << 20,
     timestamp_type: TimestampType::CreateTime,
     timestamp_after_max: Duration::from_secs(3600),

@@ -12,7 +12,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use millrace_record::{
-    BatchHeader, EndMarker, TimestampType, end_marker, marker_batch, set_base_offset,
+    BatchHeader, DecodeLimits, EndMarker, TimestampType, end_marker, marker_batch, set_base_offset,
     set_leader_epoch, set_log_append_time,
 };
 use parking_lot::Mutex;
@@ -112,6 +112,9 @@ impl PartitionAppend {
             if header.attributes.timestamp_type() == TimestampType::LogAppendTime {
                 return Err(StorageError::Stamped);
             }
+            if config.compaction.is_some() {
+                check_keys(&batch)?;
+            }
             if header.max_timestamp > max_timestamp_ms {
                 return Err(StorageError::Timestamp {
                     timestamp_ms: header.max_timestamp,
@@ -138,7 +141,7 @@ impl PartitionAppend {
     ) -> Result<Self, StorageError> {
         let check = |batch| {
             let batch: Bytes = batch?;
-            let header = millrace_record::validate(&batch)?;
+            let header = millrace_record::validate_stored(&batch)?;
             let marker = match header.attributes.is_control() {
                 true => end_marker(&batch)?,
                 false => None,
@@ -183,6 +186,17 @@ impl PartitionAppend {
     pub fn size(&self) -> usize {
         self.batches.iter().map(|(.., bytes)| bytes.len()).sum()
     }
+}
+
+/// In a compacted topic a record without a key could never be told from another one.
+fn check_keys(batch: &Bytes) -> Result<(), StorageError> {
+    let records = millrace_record::decode(batch, &DecodeLimits::default())?;
+    for record in records {
+        if record?.key.is_none() {
+            return Err(StorageError::NoKey);
+        }
+    }
+    Ok(())
 }
 
 /// What the writer is asked to do.

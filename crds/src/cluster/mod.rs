@@ -157,6 +157,11 @@ pub struct ClusterSpec {
     #[serde(default)]
     pub lease: LeaseTiming,
 
+    /// No broker runs while this is true, and nothing is served; volumes and all that is on them are kept, and what was there is there again when it is
+    /// false.
+    #[serde(default)]
+    pub hibernated: bool,
+
     /// The operator changes nothing while this is true. The brokers go on, and leaders are elected as ever.
     #[serde(default)]
     pub paused: bool,

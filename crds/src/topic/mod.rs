@@ -118,9 +118,13 @@ pub struct TopicSpec {
     pub min_in_sync_replicas: Option<i32>,
 
     /// What becomes of old records: `Delete` removes those beyond `retention`; `Compact` keeps the last record of each key, and records without
-    /// a key are refused; `CompactAndDelete` does both. A standalone broker can only `Delete` and refuses the others.
+    /// a key are refused; `CompactAndDelete` does both.
     #[serde(default)]
     pub cleanup_policy: CleanupPolicy,
+
+    /// When a compacted topic is compacted.
+    #[serde(default)]
+    pub compaction: Compaction,
 
     /// How long records are kept, unless the topic is only compacted. They are deleted as soon as one of the limits is passed.
     #[serde(default)]
@@ -169,6 +173,7 @@ impl Default for TopicSpec {
             replication_factor: None,
             min_in_sync_replicas: None,
             cleanup_policy: CleanupPolicy::default(),
+            compaction: Compaction::default(),
             retention: Retention::default(),
             compression: Compression::default(),
             max_message_bytes: default_max_message_bytes(),
@@ -220,6 +225,48 @@ pub enum CleanupPolicy {
     Compact,
     /// Both.
     CompactAndDelete,
+}
+
+/// When a compacted topic is compacted. It happens in the background, to what is on the disk already; who reads sees nothing of it but that less is left.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Compaction {
+    /// Records stay at least so long, whatever comes after them, such as `1h`. By default no longer than until the next compaction. Units: `ms s m h d w`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = MAX_TIME_LENGTH), regex(pattern = TIME_PATTERN))]
+    pub min_lag: Option<String>,
+    /// Records that are older are compacted, however few they are, such as `7d`. By default only how much is new counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = MAX_TIME_LENGTH), regex(pattern = TIME_PATTERN))]
+    pub max_lag: Option<String>,
+    /// How long the record stays by which a key was deleted, one without a value, after all before it is gone: who reads the topic from its beginning must get to
+    /// its end within that time to hear of it.
+    #[serde(default = "default_delete_retention")]
+    #[schemars(length(max = MAX_TIME_LENGTH), regex(pattern = TIME_PATTERN))]
+    pub delete_retention: String,
+    /// A partition is compacted once so much of what it has on disk is new since the last time: each byte that stays is then written that much more often.
+    #[serde(default = "default_min_dirty_percent")]
+    #[schemars(range(min = 1, max = 100))]
+    pub min_dirty_percent: i32,
+}
+
+impl Default for Compaction {
+    fn default() -> Self {
+        Self {
+            min_lag: None,
+            max_lag: None,
+            delete_retention: default_delete_retention(),
+            min_dirty_percent: default_min_dirty_percent(),
+        }
+    }
+}
+
+fn default_delete_retention() -> String {
+    "1d".to_owned()
+}
+
+fn default_min_dirty_percent() -> i32 {
+    50
 }
 
 /// How batches are compressed where they are stored.

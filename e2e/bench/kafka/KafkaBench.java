@@ -59,6 +59,7 @@ public final class KafkaBench {
                 Integer.parseInt(args[5]), Integer.parseInt(args[6]), Integer.parseInt(args[7]));
             case "groups" -> groups(args[1], args[2], Integer.parseInt(args[3]), Integer.parseInt(args[4]), Integer.parseInt(args[5]),
                 Integer.parseInt(args[6]));
+            case "keyed" -> keyed(args[1], args[2], Long.parseLong(args[3]), Integer.parseInt(args[4]), Integer.parseInt(args[5]));
             case "describe" -> describe(args[1]);
             default -> throw new IllegalArgumentException("unknown load " + args[0]);
         }
@@ -160,6 +161,26 @@ public final class KafkaBench {
         }
         System.out.printf("{\"transactions\":%d,\"seconds\":%f,\"p50_ns\":%d,\"p99_ns\":%d}%n", histogram.getTotalCount(),
             (System.nanoTime() - begun) / 1e9, histogram.getValueAtPercentile(50), histogram.getValueAtPercentile(99));
+        producer.close();
+    }
+
+    /** A record of each key, and again, as compaction.rs. */
+    private static void keyed(String bootstrap, String topic, long keys, int versions, int size) {
+        KafkaProducer<byte[], byte[]> producer = new KafkaProducer<>(
+            Map.of("bootstrap.servers", bootstrap, "acks", "all", "linger.ms", 5, "batch.size", 131072),
+            new ByteArraySerializer(), new ByteArraySerializer());
+        byte[] value = new byte[size];
+        java.util.Arrays.fill(value, (byte) 7);
+        for (int version = 0; version < versions; version++) {
+            for (long key = 0; key < keys; key++) {
+                producer.send(new ProducerRecord<>(topic, ByteBuffer.allocate(8).putLong(key).array(), value), (metadata, error) -> {
+                    if (error != null) {
+                        System.err.println(error);
+                        Runtime.getRuntime().halt(1);
+                    }
+                });
+            }
+        }
         producer.close();
     }
 

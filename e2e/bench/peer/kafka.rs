@@ -135,7 +135,15 @@ impl Install {
         if fresh {
             for topic in &site.topics {
                 let flush = (site.durability == Durability::Fsync).then_some("flush.messages=1");
-                tools.create_topic(topic, 1, flush).await?;
+                // The newest segment is never compacted: as large as a generation of Millrace's.
+                let compacted = [
+                    "cleanup.policy=compact",
+                    "min.cleanable.dirty.ratio=0.1",
+                    "segment.bytes=16777216",
+                ];
+                let compacted = compacted.into_iter().filter(|_| topic.compacted);
+                let config: Vec<_> = flush.into_iter().chain(compacted).collect();
+                tools.create_topic(topic, 1, &config).await?;
             }
         }
         Ok(Broker {
@@ -268,14 +276,14 @@ impl Tools {
         &self,
         topic: &Topic,
         replicas: usize,
-        config: Option<&str>,
+        config: &[&str],
     ) -> Result<()> {
         let mut create = self.tool("TopicCommand");
         create
             .args(["--create", "--topic", &topic.name])
             .args(["--replication-factor", &replicas.to_string()])
             .args(["--partitions", &topic.partitions.to_string()]);
-        if let Some(config) = config {
+        for config in config {
             create.args(["--config", config]);
         }
         run(create)

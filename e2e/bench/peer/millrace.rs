@@ -111,6 +111,10 @@ fn topics_yaml(site: &Site) -> Result<String> {
             "---\napiVersion: millrace.dev/v1alpha1\nkind: Topic\nmetadata:\n  name: {}\nspec:\n  partitions: {}",
             topic.name, topic.partitions
         )?;
+        if topic.compacted {
+            let compaction = "  cleanupPolicy: Compact\n  compaction: {minDirtyPercent: 10}";
+            writeln!(yaml, "{compaction}")?;
+        }
     }
     Ok(yaml)
 }

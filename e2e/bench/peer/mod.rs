@@ -4,7 +4,7 @@ pub(crate) mod kafka;
 pub(crate) mod millrace;
 
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
@@ -30,12 +30,25 @@ pub(crate) enum Durability {
 pub(crate) struct Topic {
     pub(crate) name: String,
     pub(crate) partitions: u32,
+    pub(crate) compacted: bool,
 }
 
 impl Topic {
     pub(crate) fn new(name: impl Into<String>, partitions: u32) -> Self {
         let name = name.into();
-        Self { name, partitions }
+        Self {
+            name,
+            partitions,
+            compacted: false,
+        }
+    }
+
+    /// Compacted whenever a tenth of it is new.
+    pub(crate) fn compacted(name: impl Into<String>, partitions: u32) -> Self {
+        Self {
+            compacted: true,
+            ..Self::new(name, partitions)
+        }
     }
 }
 
@@ -133,6 +146,14 @@ impl Broker {
         match self {
             Self::Millrace(broker) => &broker.process,
             Self::Kafka(broker) => &broker.process,
+        }
+    }
+
+    /// Where all is that it writes.
+    pub(crate) fn folder(&self) -> &Path {
+        match self {
+            Self::Millrace(broker) => broker.site.dir.path(),
+            Self::Kafka(broker) => broker.site.dir.path(),
         }
     }
 

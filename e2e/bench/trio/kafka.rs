@@ -87,7 +87,7 @@ impl KafkaTrio {
         }
         for topic in topics {
             let min = format!("min.insync.replicas={MIN_IN_SYNC}");
-            this.tools.create_topic(topic, REPLICAS, Some(&min)).await?;
+            this.tools.create_topic(topic, REPLICAS, &[&min]).await?;
         }
         Ok(this)
     }

@@ -205,7 +205,10 @@ fn see(context: &Context, id: &ClusterId) -> Seen {
 
 /// How many pods there shall be: none that holds a replica is removed.
 fn pods(cluster: &Cluster, seen: &Seen) -> i32 {
-    cluster.spec.replicas.max(seen.holding)
+    match cluster.spec.hibernated {
+        true => 0,
+        false => cluster.spec.replicas.max(seen.holding),
+    }
 }
 
 async fn act(
@@ -258,6 +261,10 @@ async fn act(
         if let Some(ordinal) = restart.next {
             restart_broker(context, cluster, seen, ordinal).await?;
         }
+    }
+    if cluster.spec.hibernated {
+        // Whoever has what is not to be seen now.
+        return Ok(());
     }
     let problem = make_internal(context, cluster, id, seen.alive.0.len()).await?;
     outcome.problem = outcome.problem.take().or(problem);

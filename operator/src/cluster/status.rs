@@ -141,8 +141,13 @@ fn conditions_of(spec: &ClusterSpec, found: &Found<'_>, ready: i32) -> [Observed
         None => (Reason::AsSpecified, all_up()),
     };
     let stalled = lack.as_ref().is_some_and(|problem| problem.stalled);
-    let reconciling = lack.is_some() && !stalled && !spec.paused;
-    let (degraded, degraded_reason, degraded_message) = degraded(&found.counts);
+    let rests = spec.hibernated && found.brokers.pods.is_empty();
+    let reconciling = lack.is_some() && !stalled && !spec.paused && !rests;
+    let (degraded, degraded_reason, degraded_message) = match &lack {
+        // On purpose.
+        Some(problem) if spec.hibernated => (false, problem.reason, problem.message.clone()),
+        _ => degraded(&found.counts),
+    };
     [
         observed(
             ConditionType::Ready,
@@ -178,6 +183,18 @@ fn lack(spec: &ClusterSpec, found: &Found<'_>, ready: i32) -> Option<Problem> {
     }
     let wanted = spec.replicas;
     let pods = count(found.brokers.pods.len());
+    if spec.hibernated {
+        let left = match pods {
+            0 => String::new(),
+            left => format!("{left} brokers are about to stop; "),
+        };
+        return Some(Problem::passing(
+            Reason::Hibernated,
+            format!(
+                "{left}spec.hibernated is true: no broker runs, and their volumes are kept. Set it to false to have all back"
+            ),
+        ));
+    }
     if found.stateful_set.is_none() || pods < wanted {
         return Some(Problem::passing(
             Reason::ScalingOut,

@@ -3,9 +3,7 @@
 use kube::ResourceExt;
 use millrace_crds::conditions::Reason;
 use millrace_crds::coordination::{PartitionLease, TopicRecord, TopicState};
-use millrace_crds::{
-    CleanupPolicy, Cluster, Compression, Topic, TopicConfig, TopicDefaults, TopicError,
-};
+use millrace_crds::{Cluster, Compression, Topic, TopicConfig, TopicDefaults, TopicError};
 use uuid::Uuid;
 
 use crate::index;
@@ -32,8 +30,8 @@ pub(super) enum Decision {
     Create(TopicRecord),
     /// It is to be changed.
     Replace {
-        before: TopicRecord,
-        after: TopicRecord,
+        before: Box<TopicRecord>,
+        after: Box<TopicRecord>,
     },
 }
 
@@ -42,7 +40,7 @@ impl Decision {
     pub(super) fn record(&self) -> &TopicRecord {
         match self {
             Self::Keep(record) | Self::Create(record) => record,
-            Self::Replace { after, .. } => after,
+            Self::Replace { after, .. } => after.as_ref(),
         }
     }
 }
@@ -127,8 +125,8 @@ pub(super) fn decide(topic: &Topic, known: &Known<'_>) -> Result<Decision, Probl
             Ok(match after == *record {
                 true => Decision::Keep(after),
                 false => Decision::Replace {
-                    before: record.clone(),
-                    after,
+                    before: Box::new(record.clone()),
+                    after: Box::new(after),
                 },
             })
         }
@@ -201,12 +199,6 @@ fn only_grows(record: &TopicRecord, config: &TopicConfig) -> Result<(), Problem>
 /// What a Topic can say and no broker so far does.
 fn unsupported(topic: &Topic) -> Option<String> {
     let spec = &topic.spec;
-    if spec.cleanup_policy != CleanupPolicy::Delete {
-        return Some(format!(
-            "spec.cleanupPolicy {:?} is not supported yet; use Delete",
-            spec.cleanup_policy
-        ));
-    }
     (spec.compression != Compression::Producer).then(|| {
         format!(
             "spec.compression {:?} is not supported yet; use Producer, and let producers compress",
@@ -381,12 +373,6 @@ mod tests {
                 known(some, Some(&held)),
                 Reason::TooFewBrokers,
                 "has 3 brokers",
-            ),
-            (
-                json!({"cleanupPolicy": "Compact"}),
-                known(some, None),
-                Reason::NotSupported,
-                "Compact",
             ),
             (
                 json!({"compression": "Zstd"}),

@@ -27,7 +27,7 @@ async fn announce(store: &Store, log: &StoredPartition, epoch: i16) -> Result<()
     announced.await.map_err(|(_, error)| error)
 }
 
-async fn mark(store: &Store, log: &StoredPartition, end: EndMarker, epoch: i16) -> i64 {
+pub(super) async fn mark(store: &Store, log: &StoredPartition, end: EndMarker, epoch: i16) -> i64 {
     let led = log.leader_epoch().unwrap();
     let append = PartitionAppend::marker(log.clone(), led, end, (PRODUCER, epoch)).unwrap();
     let answer = store.append(vec![append]).await.unwrap().await.unwrap();
@@ -35,7 +35,7 @@ async fn mark(store: &Store, log: &StoredPartition, end: EndMarker, epoch: i16) 
 }
 
 /// Announces a transaction and sends records of it.
-async fn send(store: &Store, log: &StoredPartition, epoch: i16, values: &[&str]) {
+pub(super) async fn send(store: &Store, log: &StoredPartition, epoch: i16, values: &[&str]) {
     announce(store, log, epoch).await.unwrap();
     for (sequence, value) in values.iter().enumerate() {
         let batches = vec![part(value, epoch, sequence as i32)];
