@@ -53,7 +53,6 @@ REPLICATION {
     GoBackInTime: "An event that comes late undoes what is known.",
     ElectAnyone: "A replica that is not in sync is elected.",
     ElectListedOnly: "The last member of the ISR is not elected if it is to be a replica no longer.",
-    LetGoEarly: "A replica that is to be one no longer is let go before all others have everything.",
     DeleteInSync: "A replica that is to be one no longer deletes what it has while it is in sync.",
     DeleteUnconfirmed: "A replica that is to be one no longer deletes what it has by a Lease that may be an old one.",
     ReassignInEpoch: "A partition gets other replicas in the epoch in which it was led before.",

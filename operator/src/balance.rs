@@ -5,7 +5,8 @@
 //! equally often; that waits until all brokers are up. No move puts two replicas of a partition into one rack that were in two. Each improves the balance, so this comes to an end, and asked again
 //! afterwards nothing is left to do.
 //!
-//! A partition that is moving (others than its replicas are in sync, or one that is alive is not yet) is left alone, unless where it goes must not be either.
+//! A partition that is moving (others than its replicas are in sync, too) or catching up (one that is up is not in sync yet) is left alone, unless where it goes
+//! must not be either.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -56,6 +57,8 @@ pub(crate) struct Plan {
     pub(crate) balancing: Vec<Move>,
     /// Partitions that move already.
     pub(crate) moving: usize,
+    /// Partitions whose replicas are the right ones, of which one that is up is not in sync yet.
+    pub(crate) catching_up: usize,
     /// A topic that asks for more replicas than there are brokers that stay.
     pub(crate) too_few: Option<Uuid>,
     /// Partitions that must move, and can't before more brokers are up.
@@ -89,8 +92,10 @@ pub(crate) fn plan(staying: &[Candidate], alive: &BTreeSet<i32>, partitions: &[P
                 Some(replicas) => plan.needed.push(partition.to(replicas)),
                 None => plan.waiting += 1,
             }
-        } else if is_moving(partition, alive) {
+        } else if is_moving(partition) {
             plan.moving += 1;
+        } else if is_catching_up(partition, alive) {
+            plan.catching_up += 1;
         } else if partition
             .replicas
             .iter()
@@ -106,13 +111,15 @@ pub(crate) fn plan(staying: &[Candidate], alive: &BTreeSet<i32>, partitions: &[P
     plan
 }
 
-fn is_moving(partition: &Partition, alive: &BTreeSet<i32>) -> bool {
+fn is_moving(partition: &Partition) -> bool {
     let mut former = partition.in_sync.iter();
+    former.any(|id| !partition.replicas.contains(id))
+}
+
+fn is_catching_up(partition: &Partition, alive: &BTreeSet<i32>) -> bool {
     let joins = |id: &i32| alive.contains(id) && !partition.in_sync.contains(id);
-    // One that no one has led has nothing to move.
-    !partition.in_sync.is_empty()
-        && (former.any(|id| !partition.replicas.contains(id))
-            || partition.replicas.iter().any(joins))
+    // One that no one has led has nothing to copy.
+    !partition.in_sync.is_empty() && partition.replicas.iter().any(joins)
 }
 
 /// The replicas that a partition must get; `None` as long as there are too few brokers to choose from.

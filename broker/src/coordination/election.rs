@@ -386,6 +386,22 @@ mod tests {
     }
 
     #[test]
+    fn a_leader_that_shall_hold_it_no_longer_hands_over_to_whoever_has_it() {
+        let all = alive(&[(0, 1, 10), (1, 1, 11), (2, 1, 12)]);
+        for (isr, expected) in [
+            (&[(0, 10)][..], None),
+            (&[(0, 10), (2, 12)], Some(2)),
+            (&[(0, 10), (1, 11), (2, 12)], Some(1)),
+        ] {
+            let mut moved = lease(isr, Some((0, 1)), 3);
+            moved.assignment.replicas = vec![1, 2];
+            let next = elect(&moved, RULES, &all, CONTROLLER_EPOCH);
+            let leader = next.and_then(|(next, _)| next.assignment.leader);
+            assert_eq!(leader.map(|leader| leader.id), expected, "{isr:?}");
+        }
+    }
+
+    #[test]
     fn an_election_drops_who_can_not_keep_up_but_leaves_as_many_as_must_be_in_sync() {
         let isr = [(0, 10), (1, 11), (2, 12)];
         for (name, lease, alive_now, min_in_sync, expected) in [

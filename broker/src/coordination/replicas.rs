@@ -98,15 +98,19 @@ impl Wish {
         }
     }
 
-    /// Whether it stems from a Lease that is older than the log whose last batch is of that epoch: someone put an old state back, or it
-    /// was read late. Who follows a leader that was deposed cuts off what was committed since.
-    pub(crate) fn is_older_than(&self, last_epoch: Option<i32>) -> bool {
-        let epoch = match self {
-            Wish::Lead(epoch) => *epoch,
-            Wish::Follow(follower) => follower.epoch,
-            Wish::Hold => return false,
-        };
-        last_epoch.is_some_and(|last| last > epoch) && !broken!(FollowThePast)
+    pub(crate) fn epoch(&self) -> Option<i32> {
+        match self {
+            Wish::Lead(epoch) => Some(*epoch),
+            Wish::Follow(follower) => Some(follower.epoch),
+            Wish::Hold => None,
+        }
+    }
+
+    /// Whether it stems from a Lease that is older than the newest epoch of which this replica knows: someone put an old state back, or it was read late. Who
+    /// follows a leader that was deposed cuts off what was committed since, or has it commit what others have cut off.
+    pub(crate) fn is_older_than(&self, newest_epoch: Option<i32>) -> bool {
+        let is_older = |epoch| newest_epoch.is_some_and(|newest| newest > epoch);
+        self.epoch().is_some_and(is_older) && !broken!(FollowThePast)
     }
 }
 
@@ -141,7 +145,7 @@ impl Replicas {
         let me = self.context.me;
         let is_let_go = |(index, log): &(&i32, &StoredPartition)| {
             let lease = wanted.partitions.get(index);
-            lease.is_some_and(|lease| is_let_go(me, lease, log.last_epoch()))
+            lease.is_some_and(|lease| is_let_go(me, lease, log.newest_epoch()))
         };
         let let_go = held.partitions.iter().filter(is_let_go);
         let_go.map(|(index, _)| *index).collect()
@@ -218,8 +222,20 @@ impl Replicas {
             let keys: Vec<_> = indexes.iter().map(|index| (topic_id, *index)).collect();
             self.delete_partitions(&keys)?;
         }
+        // Before anything is done in them: of what is done in memory only, the next process knows nothing.
+        let begun = changes.iter().filter_map(|(_, replica, wish, _)| {
+            let log = replica.log();
+            let epoch = wish
+                .epoch()
+                .filter(|_| !wish.is_older_than(log.newest_epoch()))?;
+            (Some(epoch) > log.newest_epoch()).then(|| (log.clone(), epoch))
+        });
+        let begun: Vec<_> = begun.collect();
+        if !begun.is_empty() {
+            self.store.note_epochs(&begun)?;
+        }
         for (key, replica, wish, lease) in changes {
-            let last = replica.log().last_epoch();
+            let last = replica.log().newest_epoch();
             if wish.is_older_than(last) {
                 error!(topic = %replica.log().topic, partition = key.1, ?wish, ?last, "the partition's Lease is older than this replica's records: someone put an old state back. The partition is neither led nor followed here; write a higher spec.leaseTransitions into its Lease");
                 continue;

@@ -343,7 +343,7 @@ impl Leader {
             replica.is_some_and(|r| *r == self.me || self.keeps_up(*r, now, &peers))
         };
         // Who is to hold the partition no longer is let go once all have it who shall.
-        if assignment.replicas.iter().all(is_in) || broken!(LetGoEarly) {
+        if assignment.replicas.iter().all(is_in) {
             let former = assignment.isr.iter().filter(|r| **r != self.me);
             for replica in former.filter(|r| !assignment.replicas.contains(&r.id)) {
                 if isr.len() > floor {

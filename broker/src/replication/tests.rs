@@ -403,6 +403,22 @@ fn a_write_of_unknown_outcome_is_read_and_fenced_never_taken_back() {
 }
 
 #[test]
+fn who_shall_hold_it_no_longer_is_let_go_once_all_have_it_who_shall() {
+    let now = Instant::now();
+    // The replicas as they shall be, and the ISR that is proposed once broker 2 has everything: the leader stays until another one leads.
+    for (replicas, expected) in [(vec![0, 2], [0, 2].as_slice()), (vec![1, 2], &[1, 2, 0])] {
+        let state = lease(&[0, 1]).reassigned(replicas.clone());
+        assert_eq!(state.epochs(), (6, 8), "an epoch of its own");
+        let log = Log::new(&[(4, 0)], 0, 100);
+        let mut leader = Leader::new(me(), TIMING, state, 1, &log, 90, now);
+        leader.on_acknowledged(replica(1), 100, now);
+        assert_eq!(leader.isr_step(now, near(now)), None, "{replicas:?}");
+        leader.on_acknowledged(replica(2), 100, now);
+        assert_eq!(proposed(leader.isr_step(now, near(now))), expected);
+    }
+}
+
+#[test]
 fn a_volume_that_lost_its_data_takes_its_place_again_with_all_of_it() {
     let now = Instant::now();
     let mut leader = leader(&[0, 1], 2, now);

@@ -74,6 +74,7 @@ pub(super) struct SimLog {
     durable_end: i64,
     pub(super) high_watermark: i64,
     epochs: EpochCache,
+    newest_epoch: Option<i32>,
     producers: Producers,
     /// All that ever wrote here, so that their states can be stored.
     producer_ids: Vec<i64>,
@@ -82,6 +83,17 @@ pub(super) struct SimLog {
     pub(super) generation: u64,
     /// When the last sync that was begun will be done: they are done in turn.
     pub(super) synced_at: u64,
+}
+
+impl SimLog {
+    pub(super) fn newest_epoch(&self) -> Option<i32> {
+        self.last_epoch().max(self.newest_epoch)
+    }
+
+    /// At once on the disk.
+    pub(super) fn note_epoch(&mut self, epoch: Option<i32>) {
+        self.newest_epoch = self.newest_epoch.max(epoch);
+    }
 }
 
 impl LogEnds for SimLog {

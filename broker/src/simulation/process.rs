@@ -204,7 +204,7 @@ impl Process {
             return;
         };
         let log = self.disk.logs.get(&key);
-        let last_epoch = log.and_then(SimLog::last_epoch);
+        let last_epoch = log.and_then(SimLog::newest_epoch);
         let is_let_go = log.is_some() && is_let_go(self.me, &lease, last_epoch);
         if is_let_go && broken!(DeleteUnconfirmed)
             || broken!(DeleteInSync) && !lease.assignment.replicas.contains(&self.me.id)
@@ -243,12 +243,15 @@ impl Process {
         log.settle();
         cx.oracle
             .on_durable(key, self.me.replica(), log.durable_end());
-        let last_epoch = log.last_epoch();
+        let last_epoch = log.newest_epoch();
         self.unfollow(key, cx);
         cx.trace.line(cx.at, || format!("{} {wish:?}", self.pid));
         if wish.is_older_than(last_epoch) {
             cx.coverage.note(Seen::OldLease);
             return;
+        }
+        if let Some(log) = self.disk.logs.get_mut(&key) {
+            log.note_epoch(wish.epoch());
         }
         match wish {
             Wish::Lead(_) => self.lead(key, lease, cx),
@@ -267,7 +270,7 @@ impl Process {
     pub(super) fn let_go(&mut self, key: PartitionKey, cx: &mut Cx) {
         let (log, lease) = (self.disk.logs.get(&key), self.coordination.lease(key));
         if let (Some(log), Some(lease)) = (log, lease)
-            && is_let_go(self.me, &lease, log.last_epoch())
+            && is_let_go(self.me, &lease, log.newest_epoch())
         {
             self.delete(key, cx);
         }

@@ -71,6 +71,25 @@ impl Compacted {
         })
     }
 
+    /// Of a log that is cut at `end`, what comes there again was never looked at.
+    pub(super) fn cut(
+        db: &Db,
+        partition: PartitionId,
+        end: i64,
+        batch: &mut WriteBatch,
+    ) -> Result<(), StorageError> {
+        if let Some(mut compacted) = Self::of(db, partition)?
+            && compacted.end > end
+        {
+            compacted.end = end;
+            for (offset, _) in &mut compacted.looked {
+                *offset = end.min(*offset);
+            }
+            batch.put(keys::compacted(partition), compacted.encode());
+        }
+        Ok(())
+    }
+
     /// Value: end i64, first and through generation u32, then for each look its offset and time i64; big-endian. Since format 3.
     fn encode(&self) -> Vec<u8> {
         let mut value = Vec::with_capacity(16 + 16 * self.looked.len());

@@ -153,6 +153,7 @@ fn clear_some(
         batch.delete(keys::ended(id));
         batch.delete(keys::high_watermark(id));
         batch.delete(keys::compacted(id));
+        batch.delete(keys::newest_epoch(id));
         batch.delete(keys::deleted(id));
         done.insert(id);
         if batch.len() >= CHUNK {

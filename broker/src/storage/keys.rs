@@ -33,6 +33,8 @@ pub(super) const ENDED: u8 = b'A';
 pub(super) const HIGH_WATERMARK: u8 = b'H';
 /// `meta`, prefix: how far partitions are compacted. Since format 3.
 pub(super) const COMPACTED: u8 = b'K';
+/// `meta`, prefix: the newest epochs in which partitions were led or followed. Since format 3.
+pub(super) const NEWEST_EPOCH: u8 = b'N';
 /// `meta`, prefix: runs.
 pub(super) const RUN: u8 = b'R';
 
@@ -106,6 +108,11 @@ pub(super) fn parse_partition(key: &[u8]) -> Option<(Uuid, i32)> {
     let (topic_id, index) = key.get(1..)?.split_first_chunk::<16>()?;
     let index = i32::from_be_bytes(index.try_into().ok()?);
     Some((Uuid::from_bytes(*topic_id), index))
+}
+
+/// `meta`: the newest epoch in which a partition was led or followed, i32. Since format 3.
+pub(super) fn newest_epoch(partition: PartitionId) -> [u8; 5] {
+    prefixed(NEWEST_EPOCH, partition.0)
 }
 
 /// `meta`: how far a partition is compacted. Since format 3.

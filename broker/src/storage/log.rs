@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc, OnceLock, Weak,
-        atomic::{AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicI32, AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -102,6 +102,8 @@ pub struct PartitionLog {
     released: AtomicI64,
     leadership: Leadership,
     epochs: Mutex<EpochCache>,
+    /// The newest epoch in which it was led or followed, if that was noted.
+    newest_epoch: AtomicI32,
     /// The first offset of the oldest open transaction; `i64::MAX` if there is none.
     first_open: AtomicI64,
     ended: Mutex<EndedTransactions>,
@@ -177,6 +179,7 @@ impl PartitionLog {
             released: AtomicI64::new(bounds.log_start),
             leadership: Leadership::new(leader_epoch),
             epochs: Mutex::default(),
+            newest_epoch: AtomicI32::new(-1),
             first_open: AtomicI64::new(i64::MAX),
             ended: Mutex::default(),
             listener: OnceLock::new(),
@@ -256,6 +259,16 @@ impl PartitionLog {
     /// The leader epoch of the last batch.
     pub fn last_epoch(&self) -> Option<i32> {
         self.epochs.lock().last()
+    }
+
+    /// The newest leader epoch of which this replica knows: that of its last batch, or a later one in which it led or followed.
+    pub fn newest_epoch(&self) -> Option<i32> {
+        let noted = self.newest_epoch.load(Ordering::Acquire);
+        self.last_epoch().max((noted >= 0).then_some(noted))
+    }
+
+    pub(super) fn set_newest_epoch(&self, epoch: i32) {
+        self.newest_epoch.fetch_max(epoch, Ordering::AcqRel);
     }
 
     /// The greatest epoch of this log that is not above `epoch`, and where it ends.

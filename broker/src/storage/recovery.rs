@@ -343,6 +343,11 @@ impl PartitionReader<'_> {
             bounds,
             leader_epoch,
         );
+        if let Some(value) = db.get_meta(&keys::newest_epoch(id))? {
+            let value = value.try_into();
+            let epoch = value.map_err(|_| self.corrupt("the newest epoch"))?;
+            log.set_newest_epoch(i32::from_be_bytes(epoch));
+        }
         Ok(Slot::new(Arc::new(log), log_end, appended))
     }
 

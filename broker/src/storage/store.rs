@@ -11,6 +11,7 @@ use std::{
 };
 
 use parking_lot::{Mutex, RwLock};
+use rocksdb::WriteBatch;
 use tokio::sync::{Semaphore, oneshot};
 use tracing::{error, info, warn};
 use uuid::Uuid;
@@ -22,7 +23,7 @@ use super::{
     db::Db,
     delete::clear_deleted,
     descriptors::StoreDescriptor,
-    read,
+    keys, read,
     recovery::{self, Recovered},
     retention,
     syncer::Syncer,
@@ -314,6 +315,19 @@ impl Store {
             }
         }
         retention::reclaim(&self.db, &self.generations, &self.closing)
+    }
+
+    /// Notes in which epochs partitions are led or followed from now on, so that no older leader is followed after a restart. Blocks.
+    pub fn note_epochs(&self, epochs: &[(StoredPartition, i32)]) -> Result<(), StorageError> {
+        let mut batch = WriteBatch::default();
+        for (log, epoch) in epochs {
+            batch.put(keys::newest_epoch(log.id), epoch.to_be_bytes());
+        }
+        self.db.write_meta(batch)?;
+        for (log, epoch) in epochs {
+            log.set_newest_epoch(*epoch);
+        }
+        Ok(())
     }
 
     /// Compacts partitions that are due. Blocks.

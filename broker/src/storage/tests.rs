@@ -391,7 +391,9 @@ fn disk_bytes(path: &Path) -> u64 {
     let sst = files
         .map(|file| file.unwrap())
         .filter(|file| file.path().extension().is_some_and(|e| e == "sst"));
-    sst.map(|file| file.metadata().unwrap().len()).sum()
+    // One may go while we look.
+    let sizes = sst.filter_map(|file| Some(file.metadata().ok()?.len()));
+    sizes.sum()
 }
 
 /// Retention and its files on the way down settle within this time or never.

@@ -24,6 +24,7 @@ use crate::now_ms;
 
 use super::{
     DiskSpace, Generation, PartitionId, PartitionLog, StorageError, StorageOptions,
+    compaction::Compacted,
     db::Db,
     keys,
     log::Published,
@@ -1047,6 +1048,7 @@ impl Writer {
         let mut ended = log.ended();
         ended.truncate(new_end);
         batch.put(keys::ended(log.id), ended.encode());
+        Compacted::cut(&self.db, log.id, new_end, &mut batch)?;
         let mut changed: BTreeMap<Generation, GenerationBytes> = BTreeMap::new();
         for (generation, bytes) in shrunk {
             if let Some(entry) = generations.get(&generation) {

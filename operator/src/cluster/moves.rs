@@ -1,7 +1,7 @@
 //! Gives partitions other replicas, some at a time. What there is to do is worked out anew each time from what is there ([`crate::balance`]), so that nothing is
 //! lost with an operator that ends, and whatever a person changes meanwhile counts at once.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -42,16 +42,18 @@ impl Moves {
     ) -> Self {
         let records = context.view.records.lock();
         let active = records.of(id).filter(|r| r.state == TopicState::Active);
-        let factors: Vec<_> = active
+        let factors: HashMap<_, _> = active
             .map(|record| (record.topic_id, record.config.replication_factor as usize))
             .collect();
         drop(records);
         let mut partitions = Vec::new();
         let leases = context.view.partitions.lock();
-        for (topic_id, factor) in factors {
-            let topic = leases.topic(id, topic_id);
-            let there = topic.there.into_values();
-            partitions.extend(there.map(|held| partition(factor, &held.lease.assignment)));
+        for (topic_id, topic) in leases.topics(id) {
+            let Some(factor) = factors.get(topic_id) else {
+                continue;
+            };
+            let there = topic.there.values();
+            partitions.extend(there.map(|held| partition(*factor, &held.lease.assignment)));
         }
         drop(leases);
         Self::new(cluster, brokers, alive, &mut partitions)
@@ -128,7 +130,8 @@ impl Moves {
         id: &ClusterId,
     ) -> Result<(), Error> {
         let limit = usize::try_from(cluster.spec.rebalance.concurrency).unwrap_or(1);
-        let room = limit.saturating_sub(self.plan.moving);
+        // Who catches up after a restart copies as well.
+        let room = limit.saturating_sub(self.plan.moving + self.plan.catching_up);
         let moves = match self.plan.needed.is_empty() {
             false => &self.plan.needed,
             true if self.approved => &self.plan.balancing,
@@ -223,4 +226,93 @@ async fn begin(context: &Context, id: &ClusterId, step: Move) -> Result<(), Erro
     };
     context.view.partitions.lock().apply(&written);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde_json::Value;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn cluster(mode: &str, rebalance: Option<&RebalanceStatus>, approval: Option<&str>) -> Cluster {
+        let whole = json!({
+            "apiVersion": "millrace.dev/v1alpha1", "kind": "Cluster",
+            "metadata": {"name": "main", "annotations": approval.map(|id| json!({APPROVAL_ANNOTATION: id}))},
+            "spec": {"replicas": 2, "storage": {"size": "1Gi"}, "rebalance": {"mode": mode}},
+            "status": {"rebalance": rebalance},
+        });
+        serde_json::from_value::<Value>(whole)
+            .and_then(serde_json::from_value)
+            .unwrap()
+    }
+
+    /// Of a topic of six partitions with one replica each, the first `moved` of which are on broker 1 and all others on broker 0.
+    fn moves(cluster: &Cluster, moved: i32) -> Moves {
+        let brokers = Brokers {
+            cluster: "main".to_owned(),
+            sessions: BTreeMap::new(),
+            pods: BTreeMap::new(),
+            racks: BTreeMap::new(),
+        };
+        let alive = Alive((0..2).map(|id| (id, Uuid::nil())).collect());
+        let held = |index: i32| Partition {
+            key: (Uuid::nil(), index),
+            factor: 1,
+            replicas: vec![i32::from(index < moved)],
+            in_sync: [i32::from(index < moved)].into(),
+        };
+        let mut partitions: Vec<_> = (0..6).map(held).collect();
+        Moves::new(cluster, &brokers, &alive, &mut partitions)
+    }
+
+    fn at(text: &str) -> Time {
+        Time(text.parse().unwrap())
+    }
+
+    #[test]
+    fn load_is_evened_out_by_itself_or_once_a_person_has_approved_it() {
+        let (begun, later) = (at("2026-01-01T00:00:00Z"), at("2026-01-01T00:01:00Z"));
+        let auto = cluster("Auto", None, None);
+        let found = moves(&auto, 0);
+        assert!(found.is_busy());
+        let status = found.status(&auto, &begun).unwrap();
+        assert_eq!(
+            (status.state, status.proposal),
+            (RebalanceState::Moving, None)
+        );
+
+        let manual = cluster("Manual", None, None);
+        let found = moves(&manual, 0);
+        assert!(!found.is_busy());
+        let proposed = found.status(&manual, &begun).unwrap();
+        assert_eq!(
+            (proposed.state, proposed.partitions),
+            (RebalanceState::Proposed, 3)
+        );
+        assert_eq!(proposed.started_at, None);
+        let id = proposed.proposal.clone().unwrap();
+
+        let approved = cluster("Manual", Some(&proposed), Some(&id));
+        let found = moves(&approved, 0);
+        assert!(found.is_busy());
+        let moving = found.status(&approved, &begun).unwrap();
+        assert_eq!((moving.state, moving.moved), (RebalanceState::Moving, 0));
+        assert_eq!(moving.started_at, Some(begun.clone()));
+
+        // What is left is another plan, and approved with the first.
+        let half = cluster("Manual", Some(&moving), Some(&id));
+        let found = moves(&half, 1);
+        let status = found.status(&half, &later).unwrap();
+        assert_eq!((status.partitions, status.moved), (2, 1));
+        assert_eq!(status.proposal.as_ref(), Some(&id));
+        assert_eq!(status.estimated_end, Some(at("2026-01-01T00:03:00Z")));
+        assert!(found.is_busy());
+
+        let other = cluster("Manual", Some(&proposed), Some("another"));
+        assert!(!moves(&other, 0).is_busy(), "that was not proposed");
+        assert_eq!(moves(&auto, 3).status(&auto, &later), None);
+    }
 }

@@ -317,6 +317,37 @@ async fn what_was_aborted_goes_and_what_was_committed_is_as_any_other() {
 }
 
 #[tokio::test]
+async fn what_comes_again_after_a_cut_is_compacted_again_and_never_taken_for_what_was_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = open(dir.path());
+    store.ensure_topic("t", 1, COMPACTED).unwrap();
+    let log = first_partition(&store);
+    let mut writer = Writer::new(7);
+    writer.write(&store, &log, 600, 30).await;
+    seal_and_compact(&store).await;
+    let mut expected = compacted(&writer.all, log.log_end());
+    let end = cut(&store, &log, log.log_end() / 2).await.unwrap();
+    expected.retain(|(offset, ..)| *offset < end);
+    for _ in 0..600 {
+        let key = format!("k{}", writer.random.u32(0..30));
+        let record = [(key.clone(), Some("v".to_owned()))];
+        let batch = keyed(&record, Compression::None, None);
+        let at = append(&store, &log, vec![batch]).await.unwrap().base_offset;
+        expected.push((at, key, Some("v".to_owned())));
+    }
+    let expected = compacted(&expected, log.log_end());
+    seal_and_compact(&store).await;
+    assert_eq!(kept(&store, &log), expected);
+    store.retain().unwrap();
+    store.retain().unwrap();
+    store.close();
+    drop(store);
+    let (store, _) = open(dir.path());
+    assert_eq!(kept(&store, &first_partition(&store)), expected);
+    store.close();
+}
+
+#[tokio::test]
 async fn records_without_a_key_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (store, _) = open(dir.path());
