@@ -54,7 +54,6 @@ REPLICATION {
     ElectAnyone: "A replica that is not in sync is elected.",
     ElectListedOnly: "The last member of the ISR is not elected if it is to be a replica no longer.",
     DeleteInSync: "A replica that is to be one no longer deletes what it has while it is in sync.",
-    DeleteUnconfirmed: "A replica that is to be one no longer deletes what it has by a Lease that may be an old one.",
     ReassignInEpoch: "A partition gets other replicas in the epoch in which it was led before.",
     KeepEmptiedEpochs: "The epochs of a log that retention emptied are kept.",
     KeepStoreId: "A store that lost its data keeps its id.",

@@ -61,7 +61,7 @@ use crate::mutation::{self, Mutation};
 const SEEDS: u64 = 10_000;
 /// Within so many each broken rule has to be noticed. Nearly all are within 2,000; to follow the past does harm only if the one who
 /// leads there does not know better either, and is reached.
-const MUTATION_SEEDS: u64 = 30_000;
+const MUTATION_SEEDS: u64 = 40_000;
 
 fn from_environment(name: &str) -> Option<u64> {
     let value = std::env::var(name).ok()?;

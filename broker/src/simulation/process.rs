@@ -206,9 +206,7 @@ impl Process {
         let log = self.disk.logs.get(&key);
         let last_epoch = log.and_then(SimLog::newest_epoch);
         let is_let_go = log.is_some() && is_let_go(self.me, &lease, last_epoch);
-        if is_let_go && broken!(DeleteUnconfirmed)
-            || broken!(DeleteInSync) && !lease.assignment.replicas.contains(&self.me.id)
-        {
+        if broken!(DeleteInSync) && !lease.assignment.replicas.contains(&self.me.id) {
             return self.delete(key, cx);
         }
         if is_let_go {
