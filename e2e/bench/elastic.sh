@@ -31,10 +31,7 @@ settled() {
 }
 
 make_cluster 2Gi events 12
-image=$(k get pod main-broker-0 -o jsonpath='{.spec.containers[0].image}')
-k run app --image "$image" --restart Never --command -- \
-  millrace --bootstrap main-bootstrap:7070 bench produce events --rate "$rate" --duration 90s --record-size 1KB >/dev/null
-k wait --for=condition=Ready --timeout=1m pod/app >/dev/null
+start_app "$rate" 90s
 sleep 5
 k scale cluster.millrace.dev/main --replicas 5 >/dev/null
 settled 5 "from three to five brokers, and partitions spread over them"
@@ -43,8 +40,4 @@ k wait --for=jsonpath='{.status.partitions}'=64 --timeout=1m topic.millrace.dev/
 settled 5 "from 12 to 64 partitions"
 k scale cluster.millrace.dev/main --replicas 3 >/dev/null
 settled 3 "back to three brokers"
-k wait --for=jsonpath='{.status.phase}'=Succeeded --timeout=3m pod/app >/dev/null || {
-  k logs app >&2
-  exit 1
-}
-k logs app
+finish_app

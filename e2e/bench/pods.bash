@@ -44,3 +44,21 @@ restart_brokers() {
   done
   k wait --for=condition=Ready --timeout=1m cluster.millrace.dev/main >/dev/null
 }
+
+# start_app RECORDS_A_SECOND DURATION: a producer of records of 1 KB to `events`, in a pod of its own, that has begun when this returns.
+start_app() {
+  local image
+  image=$(k get pod main-broker-0 -o jsonpath='{.spec.containers[0].image}')
+  k run app --image "$image" --restart Never --command -- \
+    millrace --bootstrap main-bootstrap:7070 bench produce events --rate "$1" --duration "$2" --record-size 1KB >/dev/null
+  k wait --for=condition=Ready --timeout=1m pod/app >/dev/null
+}
+
+# Waits until the app has done its time, and prints what it says. It must not have failed.
+finish_app() {
+  k wait --for=jsonpath='{.status.phase}'=Succeeded --timeout=3m pod/app >/dev/null || {
+    k logs app >&2
+    exit 1
+  }
+  k logs app
+}

@@ -15,17 +15,10 @@ namespace=rolling-$$
 source "$(dirname "$0")/pods.bash"
 
 make_cluster 1Gi events 6
-image=$(k get pod main-broker-0 -o jsonpath='{.spec.containers[0].image}')
 # Longer than the restarts take; it is ended when they are done.
-k run app --image "$image" --restart Never --command -- \
-  millrace --bootstrap main-bootstrap:7070 bench produce events --rate "$rate" --duration 120s --record-size 1KB >/dev/null
-k wait --for=condition=Ready --timeout=1m pod/app >/dev/null
+start_app "$rate" 120s
 sleep 10
 begun=$SECONDS
 restart_brokers
 echo "three brokers restarted one after another in $((SECONDS - begun)) s"
-k wait --for=jsonpath='{.status.phase}'=Succeeded --timeout=3m pod/app >/dev/null || {
-  k logs app >&2
-  exit 1
-}
-k logs app
+finish_app

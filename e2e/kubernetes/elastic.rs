@@ -3,36 +3,25 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use millrace_e2e::kubernetes::{
-    Installed, Kubernetes, Pods, cluster_with_topic, condition, is_ready, is_well,
-};
+use millrace_e2e::kubernetes::{Kubernetes, Pods, cluster_with_topic, condition, is_well};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::load::{millrace, under_load};
+use crate::load::{begin, end, millrace, under_load};
 
 const TOPIC: &str = "events";
 const WITHIN: u64 = 120;
 
 pub(crate) fn brokers_and_replicas_come_and_go(kubernetes: &Kubernetes) {
-    if !kubernetes.is_launched() {
-        println!("left out: nothing is broken in a Kubernetes that is not this test's own");
-        return;
-    }
-    let (installed, _) = Installed::install(kubernetes);
-    let namespace = format!("elastic-{}", std::process::id());
     // By a label that no node has: where nodes are racks and some have two brokers, those hold less each.
     let no_racks = "replicas: 3, rack: {topologyKey: example.com/rack}";
     let documents = cluster_with_topic(TOPIC).replacen("replicas: 3", no_racks, 1);
-    let pods = Pods::create(installed, &namespace, &documents);
-    for object in ["cluster/main", "topic/events"] {
-        let installed = &pods.installed;
-        installed.wait(60, &namespace, object, "Ready", is_ready);
-    }
+    let Some(pods) = begin(kubernetes, "elastic", &documents) else {
+        return;
+    };
     under_load(&pods, TOPIC, || come_and_go(&pods));
     sleep_and_wake(&pods);
-    pods.delete_all(&["topic/events", "cluster/main"]);
-    pods.installed.uninstall();
+    end(pods);
 }
 
 /// No pods, no condition that calls for anyone, and afterwards all is there again.

@@ -4,29 +4,19 @@
 use std::time::{Duration, Instant};
 
 use comfy_table::{Table, presets};
-use millrace_e2e::kubernetes::{
-    CutFrom, Installed, Kubernetes, Pods, cluster_with_topic, is_ready, is_well, launcher,
-};
+use millrace_e2e::kubernetes::{CutFrom, Kubernetes, Pods, cluster_with_topic, is_well, launcher};
 use rustix::process::Signal;
 
-use crate::load::under_load;
+use crate::load::{begin, end, under_load};
 
 /// How long a pause or a cut lasts: longer than a session lives without renewal, and than a replica may lag.
 const LONG: Duration = Duration::from_secs(12);
 const TOPIC: &str = "events";
 
 pub(crate) fn nothing_acknowledged_is_lost(kubernetes: &Kubernetes) {
-    if !kubernetes.is_launched() {
-        println!("left out: nothing is broken in a Kubernetes that is not this test's own");
+    let Some(pods) = begin(kubernetes, "failures", &cluster_with_topic(TOPIC)) else {
         return;
-    }
-    let (installed, _) = Installed::install(kubernetes);
-    let namespace = format!("failures-{}", std::process::id());
-    let pods = Pods::create(installed, &namespace, &cluster_with_topic(TOPIC));
-    for object in ["cluster/main", "topic/events"] {
-        let installed = &pods.installed;
-        installed.wait(60, &namespace, object, "Ready", is_ready);
-    }
+    };
     let times = under_load(&pods, TOPIC, || break_things(&pods));
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
@@ -35,8 +25,7 @@ pub(crate) fn nothing_acknowledged_is_lost(kubernetes: &Kubernetes) {
         table.add_row([what.to_owned(), format!("{:.1} s", took.as_secs_f64())]);
     }
     println!("{table}");
-    pods.delete_all(&["topic/events", "cluster/main"]);
-    pods.installed.uninstall();
+    end(pods);
 }
 
 fn break_things(pods: &Pods<'_>) -> Vec<(&'static str, Duration)> {

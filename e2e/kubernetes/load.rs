@@ -7,11 +7,39 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use millrace_e2e::kubernetes::{Pods, launcher_path};
+use millrace_e2e::kubernetes::{Installed, Kubernetes, Pods, is_ready, launcher_path};
 use millrace_e2e::repository;
 
+const OBJECTS: [&str; 2] = ["cluster/main", "topic/events"];
 /// Lines a second that the app produces.
 const RATE: usize = 2000;
+
+/// Installs Millrace, and makes a Cluster `main` and a topic `events` of these documents, both ready, in a namespace of this name and process. `None`: this
+/// Kubernetes is not the test's own, and nothing may be broken in it.
+pub(crate) fn begin<'a>(
+    kubernetes: &'a Kubernetes,
+    name: &str,
+    documents: &str,
+) -> Option<Pods<'a>> {
+    if !kubernetes.is_launched() {
+        println!("left out: nothing is broken in a Kubernetes that is not this test's own");
+        return None;
+    }
+    let (installed, _) = Installed::install(kubernetes);
+    let namespace = format!("{name}-{}", std::process::id());
+    let pods = Pods::create(installed, &namespace, documents);
+    for object in OBJECTS {
+        pods.installed
+            .wait(60, &namespace, object, "Ready", is_ready);
+    }
+    Some(pods)
+}
+
+/// Removes what [`begin`] has made.
+pub(crate) fn end(pods: Pods<'_>) {
+    pods.delete_all(&["topic/events", "cluster/main"]);
+    pods.installed.uninstall();
+}
 
 /// The command line, in the network of the first node: that one is left alone.
 pub(crate) fn millrace(pods: &Pods<'_>, arguments: &[&str]) -> Command {

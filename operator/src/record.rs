@@ -1,10 +1,10 @@
 //! Writes topics' records: create, or a replace of the whole with its `resourceVersion`.
 
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::api::{DeleteParams, PostParams, Preconditions};
+use kube::api::{DeleteParams, Preconditions};
 use millrace_crds::coordination::TopicRecord;
 
-use crate::context::{Context, MANAGER};
+use crate::context::{Context, post_params};
 use crate::error::{Doing, Error, conflict, not_found};
 use crate::index::ClusterId;
 
@@ -17,13 +17,6 @@ pub(crate) enum Written {
     Otherwise,
 }
 
-fn params() -> PostParams {
-    PostParams {
-        field_manager: Some(MANAGER.to_owned()),
-        ..PostParams::default()
-    }
-}
-
 /// Makes a record, unless there is one.
 pub(crate) async fn create(
     context: &Context,
@@ -34,7 +27,7 @@ pub(crate) async fn create(
     record.write(&mut object, &cluster.name);
     object.metadata.namespace = Some(cluster.namespace.clone());
     let maps = context.api::<ConfigMap>(&cluster.namespace);
-    match maps.create(&params(), &object).await {
+    match maps.create(&post_params(), &object).await {
         Ok(made) => {
             context.view.records.lock().apply(&made);
             Ok(Written::Done)
@@ -63,7 +56,7 @@ pub(crate) async fn replace(
     after.write(&mut object, &cluster.name);
     let name = TopicRecord::object_name(&cluster.name, &after.config.name);
     let maps = context.api::<ConfigMap>(&cluster.namespace);
-    match maps.replace(&name, &params(), &object).await {
+    match maps.replace(&name, &post_params(), &object).await {
         Ok(made) => {
             context.view.records.lock().apply(&made);
             Ok(Written::Done)

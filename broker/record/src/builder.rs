@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 
-use crate::header::{Attributes, HEADER_LEN, LENGTH_PREFIX, MAGIC, set_checksum};
+use crate::header::{Attributes, HEADER_LEN};
 use crate::{BatchError, BatchHeader, Compression, RecordHeader, compression, varint};
 
 /// Most bytes that a record needs beside its key, value and headers: length, attributes, both deltas, two lengths, count.
@@ -157,18 +157,12 @@ impl BatchBuilder {
             Compression::None => self.buffer,
             codec => compression::compress(codec, &self.buffer[HEADER_LEN..])?,
         };
-        let batch_length = i32::try_from(batch.len() - LENGTH_PREFIX).map_err(|_| too_large())?;
         let producer = self.options.producer.unwrap_or(ProducerState {
             id: -1,
             epoch: -1,
             base_sequence: -1,
         });
         let header = BatchHeader {
-            base_offset: 0,
-            batch_length,
-            leader_epoch: -1,
-            magic: MAGIC,
-            crc: 0,
             attributes: Attributes::new(
                 self.options.compression,
                 self.options.transactional,
@@ -176,14 +170,13 @@ impl BatchBuilder {
             ),
             last_offset_delta: record_count - 1,
             base_timestamp: self.base_timestamp,
-            max_timestamp: self.max_timestamp,
             producer_id: producer.id,
             producer_epoch: producer.epoch,
             base_sequence: producer.base_sequence,
             record_count,
+            ..BatchHeader::empty(self.max_timestamp)
         };
-        header.write(&mut batch);
-        set_checksum(&mut batch);
+        header.seal(&mut batch)?;
         Ok(batch.into())
     }
 

@@ -59,13 +59,7 @@ impl Default for DecodeLimits {
 pub fn decode(batch: &Bytes, limits: &DecodeLimits) -> Result<Records, BatchError> {
     let header = BatchHeader::parse(batch)?;
     header.check_extent(batch.len())?;
-    let offsets = i64::from(header.last_offset_delta) + 1;
-    if header.record_count < 0 || i64::from(header.record_count) > offsets {
-        return Err(BatchError::invalid(format!(
-            "record count {} does not fit its {offsets} offsets",
-            header.record_count
-        )));
-    }
+    header.check_count()?;
     header.check_crc(batch)?;
     let data = batch.slice(HEADER_LEN..);
     let data = match header.attributes.compression() {

@@ -217,17 +217,31 @@ impl BatchHeader {
         }
     }
 
-    /// The batch has that many bytes, header included.
-    pub(crate) fn set_size(&mut self, size: usize) -> Result<(), BatchError> {
+    /// Writes the header, with the batch's length and checksum as they are now, in front of the records that are there already.
+    pub(crate) fn seal(mut self, batch: &mut [u8]) -> Result<(), BatchError> {
         let too_large = |_| BatchError::TooLarge {
             limit: i32::MAX as usize,
         };
-        self.batch_length = i32::try_from(size - LENGTH_PREFIX).map_err(too_large)?;
+        self.batch_length = i32::try_from(batch.len() - LENGTH_PREFIX).map_err(too_large)?;
+        self.write(batch);
+        set_checksum(batch);
+        Ok(())
+    }
+
+    /// What a reader checks: compaction may have taken records away.
+    pub(crate) fn check_count(&self) -> Result<(), BatchError> {
+        let offsets = i64::from(self.last_offset_delta) + 1;
+        if self.record_count < 0 || i64::from(self.record_count) > offsets {
+            return Err(BatchError::invalid(format!(
+                "record count {} does not fit its {offsets} offsets",
+                self.record_count
+            )));
+        }
         Ok(())
     }
 
     /// Writes the header to the first [`HEADER_LEN`] bytes of `out`.
-    pub(crate) fn write(&self, out: &mut [u8]) {
+    fn write(&self, out: &mut [u8]) {
         put(out, BASE_OFFSET, self.base_offset.to_be_bytes());
         put(out, BATCH_LENGTH, self.batch_length.to_be_bytes());
         put(out, LEADER_EPOCH, self.leader_epoch.to_be_bytes());
@@ -293,22 +307,40 @@ impl BatchHeader {
 /// Checks a batch as a broker does on produce, without decoding records: format, exact length, count and offset delta,
 /// sequence, checksum. Whether control batches are welcome is the caller's decision.
 pub fn validate(batch: &[u8]) -> Result<BatchHeader, BatchError> {
+    checked(batch, |header| {
+        if header.record_count < 1 {
+            return Err(BatchError::invalid(format!(
+                "record count is {}, at least 1 is needed",
+                header.record_count
+            )));
+        }
+        if header.last_offset_delta != header.record_count - 1 {
+            return Err(BatchError::invalid(format!(
+                "last offset delta {} does not fit {} records, whose last has delta {}",
+                header.last_offset_delta,
+                header.record_count,
+                header.record_count - 1
+            )));
+        }
+        Ok(())
+    })
+}
+
+/// Checks a batch that is stored, or comes from where it was: as [`validate`] does, but compaction may have thinned it out.
+///
+/// # Errors
+/// If it is not whole.
+pub fn validate_stored(batch: &[u8]) -> Result<BatchHeader, BatchError> {
+    checked(batch, BatchHeader::check_count)
+}
+
+fn checked(
+    batch: &[u8],
+    check_count: impl Fn(&BatchHeader) -> Result<(), BatchError>,
+) -> Result<BatchHeader, BatchError> {
     let header = BatchHeader::parse(batch)?;
     header.check_extent(batch.len())?;
-    if header.record_count < 1 {
-        return Err(BatchError::invalid(format!(
-            "record count is {}, at least 1 is needed",
-            header.record_count
-        )));
-    }
-    if header.last_offset_delta != header.record_count - 1 {
-        return Err(BatchError::invalid(format!(
-            "last offset delta {} does not fit {} records, whose last has delta {}",
-            header.last_offset_delta,
-            header.record_count,
-            header.record_count - 1
-        )));
-    }
+    check_count(&header)?;
     // A transaction marker carries its producer's id and no sequence.
     if header.producer_id >= 0 && header.base_sequence < 0 && !header.attributes.is_control() {
         return Err(BatchError::invalid(format!(
@@ -349,7 +381,7 @@ pub fn set_log_append_time(batch: &mut [u8], now_ms: i64) {
 }
 
 /// Computes the checksum and writes it to the header.
-pub(crate) fn set_checksum(batch: &mut [u8]) {
+fn set_checksum(batch: &mut [u8]) {
     let crc = checksum(batch);
     put(batch, CRC, crc.to_be_bytes());
 }

@@ -37,7 +37,7 @@ pub use decode::{DecodeLimits, Record, RecordHeader, Records, decode};
 pub use error::BatchError;
 pub use header::{
     Attributes, BatchHeader, HEADER_LEN, TimestampType, set_base_offset, set_leader_epoch,
-    set_log_append_time, split, validate,
+    set_log_append_time, split, validate, validate_stored,
 };
 pub use partition::key_partition;
-pub use thin::{Thinned, gap, gap_from, hollow, thin, validate_stored};
+pub use thin::{Thinned, gap, gap_from, hollow, thin};

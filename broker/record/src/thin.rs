@@ -5,7 +5,6 @@
 
 use bytes::Bytes;
 
-use crate::header::set_checksum;
 use crate::{BatchError, BatchHeader, DecodeLimits, HEADER_LEN, Record, compression, decode};
 
 /// What became of a batch.
@@ -47,7 +46,7 @@ pub fn thin(
     }
     let mut thinned = compression::compress(header.attributes.compression(), &kept)?;
     header.record_count = count;
-    finish(&mut header, &mut thinned)?;
+    header.seal(&mut thinned)?;
     Ok(Thinned::Part(thinned.into()))
 }
 
@@ -59,7 +58,7 @@ pub fn hollow(batch: &[u8]) -> Result<Bytes, BatchError> {
     let mut header = BatchHeader::parse(batch)?;
     header.record_count = 0;
     let mut hollow = vec![0; HEADER_LEN];
-    finish(&mut header, &mut hollow)?;
+    header.seal(&mut hollow)?;
     Ok(hollow.into())
 }
 
@@ -79,21 +78,22 @@ pub fn gap(
             "offsets {base_offset} to {last_offset} are more than a batch can have"
         ))
     })?;
-    let mut header = BatchHeader::empty(max_timestamp);
-    header.base_offset = base_offset;
-    header.leader_epoch = leader_epoch;
-    header.last_offset_delta = last_offset_delta;
+    let header = BatchHeader {
+        base_offset,
+        leader_epoch,
+        last_offset_delta,
+        ..BatchHeader::empty(max_timestamp)
+    };
     let mut gap = vec![0; HEADER_LEN];
-    finish(&mut header, &mut gap)?;
+    header.seal(&mut gap)?;
     Ok(gap.into())
 }
 
-/// The part of a [`gap`] that begins at `offset`: for who has what is before. Any other batch as it is.
+/// The part of a [`gap`] that begins at `offset`: for who has what is before. `None`: the batch of this header is to be taken as it is.
 ///
 /// # Errors
-/// If the batch's header can't be read.
-pub fn gap_from(batch: &[u8], offset: i64) -> Result<Option<Bytes>, BatchError> {
-    let header = BatchHeader::parse(batch)?;
+/// Never, of a header that was read.
+pub fn gap_from(header: &BatchHeader, offset: i64) -> Result<Option<Bytes>, BatchError> {
     if header.record_count > 0 || header.base_offset >= offset || header.producer_id >= 0 {
         return Ok(None);
     }
@@ -106,38 +106,12 @@ pub fn gap_from(batch: &[u8], offset: i64) -> Result<Option<Bytes>, BatchError> 
     .map(Some)
 }
 
-fn finish(header: &mut BatchHeader, batch: &mut [u8]) -> Result<(), BatchError> {
-    header.set_size(batch.len())?;
-    header.write(batch);
-    set_checksum(batch);
-    Ok(())
-}
-
-/// Checks a batch that is stored, or comes from where it was: as [`validate`](crate::validate) does, but compaction may have thinned it out.
-///
-/// # Errors
-/// If it is not whole.
-pub fn validate_stored(batch: &[u8]) -> Result<BatchHeader, BatchError> {
-    let header = BatchHeader::parse(batch)?;
-    header.check_extent(batch.len())?;
-    if header.record_count < 0
-        || i64::from(header.record_count) > i64::from(header.last_offset_delta) + 1
-    {
-        return Err(BatchError::invalid(format!(
-            "{} records do not fit a last offset delta of {}",
-            header.record_count, header.last_offset_delta
-        )));
-    }
-    header.check_crc(batch)?;
-    Ok(header)
-}
-
 #[cfg(test)]
 mod tests {
     use bytes::BytesMut;
 
     use super::*;
-    use crate::{BatchBuilder, BatchOptions, Compression, ProducerState};
+    use crate::{BatchBuilder, BatchOptions, Compression, ProducerState, validate_stored};
 
     fn batch(compression: Compression) -> Bytes {
         let mut builder = BatchBuilder::new(BatchOptions {
@@ -197,6 +171,25 @@ mod tests {
     }
 
     #[test]
+    fn a_producer_without_a_sequence_is_refused_here_too() {
+        let producer = ProducerState {
+            id: 7,
+            epoch: 1,
+            base_sequence: -1,
+        };
+        let mut builder = BatchBuilder::new(BatchOptions {
+            producer: Some(producer),
+            ..BatchOptions::default()
+        });
+        builder.append(0, None, None, &[]);
+        let refused = validate_stored(&builder.build().unwrap()).unwrap_err();
+        assert!(
+            refused.to_string().contains("base sequence -1"),
+            "{refused}"
+        );
+    }
+
+    #[test]
     fn what_is_gone_leaves_its_offsets() {
         let hollow = hollow(&batch(Compression::Zstd)).unwrap();
         let header = validate_stored(&hollow).unwrap();
@@ -204,12 +197,13 @@ mod tests {
         assert_eq!((header.producer_id, header.last_sequence()), (7, 109));
         assert!(records(&hollow).is_empty());
         // A producer's last batch is needed whole.
-        assert_eq!(gap_from(&hollow, 55).unwrap(), None);
+        assert_eq!(gap_from(&header, 55).unwrap(), None);
 
         let whole = gap(10, 1_000_000, 3, 99).unwrap();
         assert!(records(&whole).is_empty());
-        assert_eq!(gap_from(&whole, 10).unwrap(), None);
-        let rest = gap_from(&whole, 11).unwrap().unwrap();
+        let header = validate_stored(&whole).unwrap();
+        assert_eq!(gap_from(&header, 10).unwrap(), None);
+        let rest = gap_from(&header, 11).unwrap().unwrap();
         let header = validate_stored(&rest).unwrap();
         assert_eq!((header.base_offset, header.last_offset()), (11, 1_000_000));
         assert_eq!((header.leader_epoch, header.producer_id), (3, -1));

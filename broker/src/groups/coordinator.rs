@@ -102,12 +102,13 @@ async fn follow_topics(directory: Arc<Directory>, topics: watch::Sender<Topology
         ticks.tick().await;
         let now = Instant::now();
         let mut topology = topics.borrow().clone();
+        let racks = directory.racks();
         for topic in directory.topics() {
             if millrace_crds::is_internal_topic(&topic.name) {
                 continue;
             }
             seen.insert(topic.name.clone(), now);
-            topology.insert(topic.name.clone(), shape(&topic, &directory.racks()));
+            topology.insert(topic.name.clone(), shape(&topic, &racks));
         }
         seen.retain(|_, last| now - *last < TOPIC_GONE);
         topology.retain(|name, _| seen.contains_key(name));

@@ -35,6 +35,7 @@ use super::{
     Compaction, Generation, PartitionId, PartitionLog, StorageError, StorageOptions,
     db::Db,
     keys,
+    retention::{bury, millis},
     run::Run,
     transactions::Ended,
     writer::{GenerationBytes, Generations},
@@ -370,10 +371,7 @@ impl Compactor {
         let mut changed: BTreeMap<Generation, GenerationBytes> = BTreeMap::new();
         for run in &pass.runs {
             batch.delete(keys::run(log.id, run.last_offset));
-            if let Some(bytes) = table.get(&run.generation) {
-                let entry = changed.entry(run.generation).or_insert(*bytes);
-                entry.live = entry.live.saturating_sub(run.bytes);
-            }
+            bury(&table, &mut changed, run);
         }
         let (old, new) = (bytes(&pass.runs), bytes(&runs));
         // What comes after keeps its place: what is gone is counted as removed from the front.
@@ -655,10 +653,6 @@ fn remake(folder: &Path) -> io::Result<()> {
 
 fn bytes(runs: &[Run]) -> u64 {
     runs.iter().map(|run| run.bytes).sum()
-}
-
-fn millis(time: Duration) -> i64 {
-    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

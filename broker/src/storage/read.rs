@@ -218,12 +218,13 @@ pub(super) fn read_disk(
                 (more, go_on) = (true, false);
                 return Ok(false);
             }
-            if BatchHeader::parse(batch)?.base_offset > next {
+            let header = BatchHeader::parse(batch)?;
+            if header.base_offset > next {
                 (hole, go_on) = (Some(next), false);
                 return Ok(false);
             }
             // Several batches may have been where one gap is: a follower that had some of them takes the rest of it.
-            match millrace_record::gap_from(batch, next)? {
+            match millrace_record::gap_from(&header, next)? {
                 Some(rest) => buffer.extend_from_slice(&rest),
                 None => buffer.extend_from_slice(batch),
             }

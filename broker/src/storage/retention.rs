@@ -66,6 +66,18 @@ pub(super) fn apply(
     remove(db, &mut table, log, &dead)
 }
 
+/// Takes a run's bytes out of what its generation has of use, in what is to follow the table.
+pub(super) fn bury(
+    table: &BTreeMap<Generation, GenerationBytes>,
+    changed: &mut BTreeMap<Generation, GenerationBytes>,
+    run: &Run,
+) {
+    if let Some(bytes) = table.get(&run.generation) {
+        let entry = changed.entry(run.generation).or_insert(*bytes);
+        entry.live = entry.live.saturating_sub(run.bytes);
+    }
+}
+
 /// Removes the oldest runs of a partition.
 fn remove(
     db: &Db,
@@ -86,10 +98,7 @@ fn remove(
     for run in dead {
         batch.delete(keys::run(log.id, run.last_offset));
         freed += run.bytes;
-        if let Some(bytes) = table.get(&run.generation) {
-            let entry = changed.entry(run.generation).or_insert(*bytes);
-            entry.live = entry.live.saturating_sub(run.bytes);
-        }
+        bury(table, &mut changed, run);
     }
     for (generation, bytes) in &changed {
         batch.put(keys::generation(*generation), bytes.encode());
@@ -227,6 +236,6 @@ fn last_key(generation: Generation) -> [u8; keys::LOG_KEY_LEN] {
     keys::log(generation, PartitionId(u32::MAX), i64::MAX)
 }
 
-fn millis(time: Duration) -> i64 {
+pub(super) fn millis(time: Duration) -> i64 {
     i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }

@@ -6,7 +6,6 @@ use std::collections::{BTreeSet, HashMap};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
-use kube::api::PostParams;
 use millrace_crds::Cluster;
 use millrace_crds::cluster::rebalance::{APPROVAL_ANNOTATION, RebalanceMode};
 use millrace_crds::cluster::status::{RebalanceState, RebalanceStatus};
@@ -17,7 +16,7 @@ use super::brokers::Brokers;
 use super::objects::hash;
 use crate::alive::Alive;
 use crate::balance::{Move, Partition, Plan, plan};
-use crate::context::{Context, MANAGER, each};
+use crate::context::{Context, each, post_params};
 use crate::error::{Doing, Error, conflict, not_found};
 use crate::index::ClusterId;
 use crate::placement::Candidate;
@@ -215,11 +214,7 @@ async fn begin(context: &Context, id: &ClusterId, step: Move) -> Result<(), Erro
         return Ok(());
     }
     known.reassigned(step.replicas).write(&mut object, &id.name);
-    let params = PostParams {
-        field_manager: Some(MANAGER.to_owned()),
-        ..PostParams::default()
-    };
-    let written = match leases.replace(&name, &params, &object).await {
+    let written = match leases.replace(&name, &post_params(), &object).await {
         // Decided anew when the change is seen.
         Err(error) if conflict(&error) || not_found(&error) => return Ok(()),
         answer => answer.doing(|| format!("write Lease {name}"))?,

@@ -5,14 +5,13 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::PostParams;
 use kube::{Api, Client};
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::{DURATION, Observer, Step};
-use crate::context::MANAGER;
+use crate::context::post_params;
 use crate::error::conflict;
 
 const NAME: &str = "millrace-operator";
@@ -91,7 +90,7 @@ impl Election {
                 let mut lease = Lease::default();
                 lease.metadata.name = Some(NAME.to_owned());
                 lease.spec = Some(self.spec(0));
-                self.leases.create(&params(), &lease).await
+                self.leases.create(&post_params(), &lease).await
             }
             (Step::Take, Some(lease)) => self.replace(lease, 1).await,
             (Step::Renew, Some(lease)) => self.replace(lease, 0).await,
@@ -115,7 +114,7 @@ impl Election {
             spec.acquire_time = before.acquire_time;
         }
         lease.spec = Some(spec);
-        self.leases.replace(NAME, &params(), &lease).await
+        self.leases.replace(NAME, &post_params(), &lease).await
     }
 
     fn spec(&self, transitions: i32) -> LeaseSpec {
@@ -176,7 +175,10 @@ impl Elected {
             let spec = lease.spec.get_or_insert_default();
             if spec.holder_identity.as_deref() == Some(&election.identity) {
                 spec.holder_identity = None;
-                election.leases.replace(NAME, &params(), &lease).await?;
+                election
+                    .leases
+                    .replace(NAME, &post_params(), &lease)
+                    .await?;
             }
             Ok::<(), kube::Error>(())
         };
@@ -187,12 +189,5 @@ impl Elected {
             }
             Err(_) => warn!("Lease {NAME} could not be given up; another waits until it expires"),
         }
-    }
-}
-
-fn params() -> PostParams {
-    PostParams {
-        field_manager: Some(MANAGER.to_owned()),
-        ..PostParams::default()
     }
 }

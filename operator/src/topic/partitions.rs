@@ -1,13 +1,12 @@
 //! Makes partitions' Leases: placed while nothing else is placed, then created some at a time.
 
 use k8s_openapi::api::coordination::v1::Lease;
-use kube::api::PostParams;
 use millrace_crds::Cluster;
 use millrace_crds::coordination::{Held, PartitionAssignment, PartitionLease, TopicRecord};
 
 use super::decide::{Missing, too_few_brokers};
 use crate::cluster::brokers;
-use crate::context::{Context, MANAGER, each};
+use crate::context::{Context, each, post_params};
 use crate::error::{Doing, Error, conflict};
 use crate::index::ClusterId;
 use crate::placement::{Loads, count, place};
@@ -81,11 +80,7 @@ async fn create(context: &Context, id: &ClusterId, partition: PartitionLease) ->
     partition.write(&mut lease, &id.name);
     let name = lease.metadata.name.clone().unwrap_or_default();
     let leases = context.api::<Lease>(&id.namespace);
-    let params = PostParams {
-        field_manager: Some(MANAGER.to_owned()),
-        ..PostParams::default()
-    };
-    let made = match leases.create(&params, &lease).await {
+    let made = match leases.create(&post_params(), &lease).await {
         Err(error) if conflict(&error) => leases.get(&name).await,
         answer => answer,
     };

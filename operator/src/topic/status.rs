@@ -181,7 +181,7 @@ fn lack(topic: &Topic, status: &TopicStatus, found: &Found<'_>) -> Option<Proble
     ))
 }
 
-/// Partitions that have more or fewer replicas than was asked for, or whose replicas are not all in sync for the first time.
+/// Partitions that have more or fewer replicas than was asked for, or of which others are in sync, too.
 fn moving(found: &Found<'_>) -> Option<Problem> {
     let factor = found.record?.config.replication_factor as usize;
     let there = found.leases.there.values();

@@ -119,6 +119,15 @@ impl Writer {
     }
 }
 
+/// A store with a compacted topic of one partition.
+fn begin() -> (tempfile::TempDir, Arc<Store>, StoredPartition) {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = open(dir.path());
+    store.ensure_topic("t", 1, COMPACTED).unwrap();
+    let log = first_partition(&store);
+    (dir, store, log)
+}
+
 async fn seal_and_compact(store: &Store) {
     store.seal().await.unwrap();
     store.compact().unwrap();
@@ -318,10 +327,7 @@ async fn what_was_aborted_goes_and_what_was_committed_is_as_any_other() {
 
 #[tokio::test]
 async fn what_comes_again_after_a_cut_is_compacted_again_and_never_taken_for_what_was_replaced() {
-    let dir = tempfile::tempdir().unwrap();
-    let (store, _) = open(dir.path());
-    store.ensure_topic("t", 1, COMPACTED).unwrap();
-    let log = first_partition(&store);
+    let (dir, store, log) = begin();
     let mut writer = Writer::new(7);
     writer.write(&store, &log, 600, 30).await;
     seal_and_compact(&store).await;
@@ -349,10 +355,7 @@ async fn what_comes_again_after_a_cut_is_compacted_again_and_never_taken_for_wha
 
 #[tokio::test]
 async fn records_without_a_key_are_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    let (store, _) = open(dir.path());
-    store.ensure_topic("t", 1, COMPACTED).unwrap();
-    let log = first_partition(&store);
+    let (_dir, store, log) = begin();
     let refused = append(&store, &log, vec![batch(&["x"], 0, None)]).await;
     assert!(matches!(refused, Err(StorageError::NoKey)));
     assert_eq!(log.log_end(), 0);
@@ -361,10 +364,7 @@ async fn records_without_a_key_are_refused() {
 
 #[tokio::test]
 async fn what_a_crash_leaves_of_a_pass_is_thrown_away() {
-    let dir = tempfile::tempdir().unwrap();
-    let (store, _) = open(dir.path());
-    store.ensure_topic("t", 1, COMPACTED).unwrap();
-    let log = first_partition(&store);
+    let (dir, store, log) = begin();
     let mut writer = Writer::new(5);
     writer.write(&store, &log, 300, 20).await;
     store.seal().await.unwrap();
@@ -404,10 +404,7 @@ async fn what_a_crash_leaves_of_a_pass_is_thrown_away() {
 
 #[tokio::test]
 async fn retention_takes_what_compaction_has_left() {
-    let dir = tempfile::tempdir().unwrap();
-    let (store, _) = open(dir.path());
-    store.ensure_topic("t", 1, COMPACTED).unwrap();
-    let log = first_partition(&store);
+    let (_dir, store, log) = begin();
     let mut writer = Writer::new(6);
     writer.write(&store, &log, 400, 1_000).await;
     seal_and_compact(&store).await;
