@@ -143,6 +143,10 @@ reasons! {
     BrokerCrashing,
     /// A volume can't grow: its storage class does not allow it.
     StorageNotExpandable,
+    /// A broker's volume is full, and it refuses writes.
+    VolumeFull,
+    /// A broker's volume is nearly full.
+    VolumeNearlyFull,
     /// No broker is controller: leaders are not elected.
     NoController,
 

@@ -8,7 +8,7 @@
 //! Kafka's node loses the logs of all topics, but keeps its identity and what it knows as a controller, which on Millrace's side is not the
 //! broker's to lose.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use tokio::time::sleep;
@@ -18,7 +18,7 @@ use crate::live::{self, Live};
 use crate::peer::{Peer, Topic};
 use crate::produce::{Load, Payloads, produce};
 use crate::table::{Goal, Report};
-use crate::trio::{Partition, REPLICAS, Trio};
+use crate::trio::{Partition, REPLICAS};
 
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Options {
@@ -100,14 +100,15 @@ async fn round(
     let is_without_it = |partition: &Partition| {
         partition.leader.is_some_and(|leader| leader != VICTIM) && partition.in_sync < REPLICAS
     };
-    until(&mut trio, REPLACED_WITHIN, "replaced", is_without_it).await?;
+    trio.until(TOPIC, REPLACED_WITHIN, "replaced", is_without_it)
+        .await?;
     sleep(WARM_UP).await;
     live.latencies().await?;
 
     trio.start_ended()?;
     let within = Duration::from_secs(options.within);
     let is_whole = |partition: &Partition| partition.in_sync == REPLICAS;
-    let took = until(&mut trio, within, "in sync again", is_whole).await?;
+    let took = trio.until(TOPIC, within, "in sync again", is_whole).await?;
     let during = live.latencies().await?;
     let fetched = fill.records + live.acked();
     let written = fill.records + live.stop().await?;
@@ -128,28 +129,4 @@ async fn round(
     let bytes = fetched as f64 * f64::from(options.size);
     add("fetched, MB/s", bytes / 1e6 / seconds);
     Ok(())
-}
-
-/// Waits until it holds for each partition. Returns how long that took.
-async fn until(
-    trio: &mut Trio,
-    within: Duration,
-    what: &str,
-    holds: impl Fn(&Partition) -> bool,
-) -> Result<Duration> {
-    let begun = Instant::now();
-    loop {
-        let partitions = trio.describe(TOPIC).await?;
-        let left = partitions.iter().filter(|p| !holds(p)).count();
-        let took = begun.elapsed();
-        if left == 0 && !partitions.is_empty() {
-            return Ok(took);
-        }
-        ensure!(
-            took < within,
-            "after {within:?} broker {VICTIM} is not {what} on {left} of {} partitions",
-            partitions.len()
-        );
-        sleep(Duration::from_millis(200)).await;
-    }
 }

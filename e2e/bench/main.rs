@@ -11,6 +11,7 @@ mod failover;
 mod fetch;
 mod fsync;
 mod groups;
+mod growth;
 mod latency;
 mod layouts;
 mod limits;
@@ -84,6 +85,8 @@ enum Load {
     Replicated(replicated::Options),
     /// Three brokers, one of which fetches everything anew: what live traffic notices, and how long it takes.
     Catchup(catchup::Options),
+    /// Three brokers with ever more partitions: start, throughput, latency, memory, failover.
+    Growth(growth::Options),
     /// Many members of one group, and many groups.
     Groups(groups::Options),
     /// Consumers of a group that come, go and die while records flow.
@@ -210,7 +213,7 @@ async fn run(cli: Cli) -> Result<()> {
         work: work.path().to_owned(),
     };
     let kafka = match cli.load {
-        Load::Failover(_) | Load::Replicated(_) | Load::Catchup(_) => {
+        Load::Failover(_) | Load::Replicated(_) | Load::Catchup(_) | Load::Growth(_) => {
             "three KRaft nodes, each broker and controller, 1 GiB heap each"
         }
         _ => "single KRaft node, 1 GiB heap",
@@ -237,6 +240,11 @@ async fn run(cli: Cli) -> Result<()> {
         Load::Failover(options) => println!("{}", failover::failover(&bench, &options).await?),
         Load::Replicated(options) => show(replicated::replicated(&bench, &options).await?),
         Load::Catchup(options) => show(catchup::catchup(&bench, &options).await?),
+        Load::Growth(options) => {
+            for report in growth::growth(&bench, &options).await? {
+                show(report);
+            }
+        }
         Load::Groups(options) => show(groups::groups(&bench, &options).await?),
         Load::Rebalance(options) => show(rebalance::rebalance(&bench, &options).await?),
         Load::Compaction(options) => show(compaction::compaction(&bench, &options).await?),

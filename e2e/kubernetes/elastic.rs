@@ -19,7 +19,10 @@ pub(crate) fn brokers_and_replicas_come_and_go(kubernetes: &Kubernetes) {
     let Some(pods) = begin(kubernetes, "elastic", &documents) else {
         return;
     };
-    under_load(&pods, TOPIC, || come_and_go(&pods));
+    under_load(&pods, TOPIC, || {
+        come_and_go(&pods);
+        drain_nodes(&pods);
+    });
     sleep_and_wake(&pods);
     end(pods);
 }
@@ -123,6 +126,29 @@ fn come_and_go(pods: &Pods<'_>) {
     assert_eq!(cluster["status"]["replicas"], 3, "a broker was removed");
     scale(3);
     whole("as before", 3, 3, 12);
+}
+
+/// One node after the other, without waiting for anything but `kubectl drain`.
+fn drain_nodes(pods: &Pods<'_>) {
+    let (installed, namespace) = (&pods.installed, pods.namespace());
+    for node in 1..=3 {
+        let begun = Instant::now();
+        let node = format!("node-{node}");
+        let options = [
+            "--ignore-daemonsets",
+            "--delete-emptydir-data",
+            "--timeout=55s",
+        ];
+        let drain = [&["drain", &node], &options[..]].concat();
+        let drained = installed.kubernetes.kubectl(drain, "");
+        installed.kubectl(&["uncordon", &node]);
+        drained.success();
+        println!(
+            "{node} drained after {:.1} s",
+            begun.elapsed().as_secs_f64()
+        );
+    }
+    installed.wait(WITHIN, namespace, "cluster/main", "well", is_well);
 }
 
 /// Whether so many partitions have so many replicas each, as many on each broker as on the others, give or take one.

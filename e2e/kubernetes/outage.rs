@@ -26,7 +26,7 @@ pub(crate) fn producers_and_consumers_go_on_without_the_api_server(kubernetes: &
     let (installed, _) = Installed::install(kubernetes);
     let namespace = format!("outage-{}", std::process::id());
     installed.kubectl(&["create", "namespace", &namespace]);
-    installed.apply(&namespace, &cluster_with_topic("steady"));
+    installed.apply(&namespace, &documents());
     installed.wait(60, &namespace, "cluster/main", "Ready", is_ready);
     installed.wait(30, &namespace, "topic/steady", "Ready", is_ready);
     wait_for_preferred_leaders(&installed, &namespace);
@@ -84,6 +84,22 @@ pub(crate) fn producers_and_consumers_go_on_without_the_api_server(kubernetes: &
     let itself = format!("namespace/{namespace}");
     installed.wait(180, &namespace, &itself, "gone", |found| found.is_none());
     installed.uninstall();
+}
+
+/// This Kubernetes evicts pods 10 s after it has lost sight of a node, so that tests of that are short, and takes nodes for lost when its own controllers
+/// come back from the outage before the nodes do. Here pods stay as long as they do by default.
+fn documents() -> String {
+    let tolerate = |condition: &str| {
+        format!(
+            "{{key: node.kubernetes.io/{condition}, operator: Exists, effect: NoExecute, tolerationSeconds: 300}}"
+        )
+    };
+    let template = format!(
+        "template: {{spec: {{tolerations: [{}, {}]}}}}",
+        tolerate("not-ready"),
+        tolerate("unreachable")
+    );
+    cluster_with_topic("steady").replacen("replicas: 3", &format!("replicas: 3, {template}"), 1)
 }
 
 /// Those that were elected before all brokers were up move to the preferred leaders once these have settled.

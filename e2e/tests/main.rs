@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod abuse;
+mod backup;
 mod boundary;
 mod cli;
 mod compaction;

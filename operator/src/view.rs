@@ -26,7 +26,7 @@ use uuid::Uuid;
 
 use crate::alive::Alive;
 use crate::cache::Cache;
-use crate::figures::Figures;
+use crate::figures::{Figures, Volumes};
 use crate::index::{ClusterId, Partitions, Records, Sessions};
 use crate::queue::Queue;
 use crate::watch::{self, Sink};
@@ -53,6 +53,7 @@ pub(crate) struct View {
     pub(crate) records: Mutex<Records>,
     pub(crate) sessions: Mutex<Sessions>,
     pub(crate) figures: Mutex<Figures>,
+    pub(crate) volumes: Mutex<Volumes>,
     /// What the statuses of each Cluster's Topics were last looked at for.
     pub(crate) alive: Mutex<HashMap<ClusterId, Alive>>,
     /// The uids of Topics that asked for their records to be deleted, and were gone before the finalizer that sees to it could be put on them.
@@ -83,6 +84,7 @@ impl View {
             records: Mutex::default(),
             sessions: Mutex::default(),
             figures: Mutex::default(),
+            volumes: Mutex::default(),
             alive: Mutex::default(),
             unwanted: Mutex::default(),
             cluster_queue: Queue::new(),

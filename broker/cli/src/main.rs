@@ -3,6 +3,7 @@
 //! Responsible for arguments, input and output as people and pipes expect them, and messages that say what to do next. Not
 //! responsible for anything about the log itself: `millrace-client` talks to brokers, `millrace-crds` knows what a Topic is.
 
+mod backup;
 mod bench;
 mod completions;
 mod connection;
@@ -15,6 +16,7 @@ mod output;
 mod points;
 mod print;
 mod produce;
+mod progress;
 mod text;
 mod topics;
 mod transactions;
@@ -57,6 +59,8 @@ enum Command {
     Produce(Box<produce::Produce>),
     Consume(Box<consume::Consume>),
     Copy(Box<copy::Copy>),
+    Export(backup::Export),
+    Import(backup::Import),
     Topics(topics::Topics),
     Groups(groups::Groups),
     Transactions(transactions::Transactions),
@@ -90,6 +94,8 @@ fn run(cli: Cli) -> Result<Outcome, Failure> {
             Command::Consume(consume) => consume.run(&cli.connection).await,
             Command::Topics(topics) => topics.run(&cli.connection).await,
             Command::Copy(copy) => copy.run(&cli.connection).await,
+            Command::Export(export) => export.run(&cli.connection).await,
+            Command::Import(import) => import.run(&cli.connection).await,
             Command::Groups(groups) => groups.run(&cli.connection).await,
             Command::Transactions(transactions) => transactions.run(&cli.connection).await,
             Command::Bench(bench) => bench.run(&cli.connection).await,

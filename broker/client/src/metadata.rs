@@ -77,6 +77,8 @@ pub struct Extent {
     pub high_watermark: i64,
     /// The first offset that who reads only what is committed can't read yet: where the oldest open transaction begins, or the high watermark.
     pub last_stable_offset: i64,
+    /// The first offset that no record has yet. Those from the high watermark on are on their way to the in-sync replicas.
+    pub log_end_offset: i64,
     /// Bytes of record batches held.
     pub size_bytes: u64,
 }
@@ -168,9 +170,12 @@ impl From<v1::PartitionMetadata> for PartitionInfo {
 
 impl Extent {
     fn of(partition: &v1::PartitionMetadata) -> Option<Self> {
+        let high_watermark = partition.high_watermark?;
         Some(Extent {
             log_start_offset: partition.log_start_offset?,
-            high_watermark: partition.high_watermark?,
+            high_watermark,
+            // A broker of an earlier release does not say.
+            log_end_offset: partition.log_end_offset.unwrap_or(high_watermark),
             last_stable_offset: partition.last_stable_offset?,
             size_bytes: partition.size_bytes?,
         })
@@ -341,6 +346,7 @@ mod tests {
             address: format!("b{id}:7070"),
         };
         v1::GetMetadataResponse {
+            volume: None,
             cluster_id: "c".into(),
             brokers: vec![broker(1), broker(2)],
             topics: vec![v1::TopicMetadata {

@@ -5,7 +5,7 @@ use std::{collections::HashSet, sync::Arc};
 use millrace_crds::is_internal_topic;
 use millrace_proto::v1::{
     Broker as BrokerInfo, GetMetadataRequest, GetMetadataResponse, PartitionMetadata,
-    TopicMetadata, metadata_service_server::MetadataService,
+    TopicMetadata, Volume, metadata_service_server::MetadataService,
 };
 use prost::Message;
 use tonic::{Request, Response, Status};
@@ -19,6 +19,7 @@ use super::{
 use crate::{
     directory::{Led, Partition, Topic},
     observe::Method,
+    storage::{DiskSpace, DiskState},
 };
 
 /// Answers up to this size don't wait for the budget, so that clients find their partitions while consumers use it up.
@@ -102,6 +103,7 @@ impl MetadataService for Metadata {
             cluster_id: self.broker.cluster_id.clone(),
             brokers: brokers.collect(),
             topics,
+            volume: Some(volume(self.broker.store.disk())),
         };
         memory.shrink(answer.encoded_len());
         let mut response = Response::new(answer);
@@ -109,6 +111,15 @@ impl MetadataService for Metadata {
             .response_memory
             .attach(memory, &mut response, connection);
         Ok(response)
+    }
+}
+
+fn volume(disk: &DiskSpace) -> Volume {
+    Volume {
+        used_bytes: disk.used_bytes(),
+        free_bytes: disk.free_bytes(),
+        required_free_bytes: disk.required_bytes(),
+        full: disk.state() == DiskState::Full,
     }
 }
 
@@ -140,6 +151,7 @@ fn describe(topic: &Topic) -> TopicMetadata {
             last_stable_offset: led
                 .as_ref()
                 .and_then(|led| Some(led.latest()?.min(led.log.stable_end()))),
+            log_end_offset: led.as_ref().map(|led| led.log.log_end()),
         }
     });
     TopicMetadata {

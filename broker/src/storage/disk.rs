@@ -22,6 +22,7 @@ pub struct DiskSpace {
     required_bytes: u64,
     free_bytes: AtomicU64,
     total_bytes: AtomicU64,
+    used_bytes: AtomicU64,
     /// Forgotten once it is a while ago and space is enough.
     failed_write: Mutex<Option<FailedWrite>>,
 }
@@ -51,6 +52,7 @@ impl DiskSpace {
             required_bytes,
             free_bytes: AtomicU64::new(u64::MAX),
             total_bytes: AtomicU64::new(0),
+            used_bytes: AtomicU64::new(0),
             failed_write: Mutex::new(None),
         };
         disk.look();
@@ -70,6 +72,9 @@ impl DiskSpace {
                 volume.f_blocks.saturating_mul(volume.f_frsize),
                 Ordering::Relaxed,
             );
+            let used = volume.f_blocks.saturating_sub(volume.f_bfree);
+            self.used_bytes
+                .store(used.saturating_mul(volume.f_frsize), Ordering::Relaxed);
             if self.has_room() {
                 self.failed_write
                     .lock()
@@ -138,6 +143,16 @@ impl DiskSpace {
     /// Bytes free at the last look.
     pub fn free_bytes(&self) -> u64 {
         self.free_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes used at the last look. Some file systems keep bytes for root that are neither used nor free.
+    pub fn used_bytes(&self) -> u64 {
+        self.used_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that must be free for writes.
+    pub fn required_bytes(&self) -> u64 {
+        self.required_bytes
     }
 
     /// Bytes of the volume.

@@ -142,6 +142,26 @@ pub struct BrokerState {
     pub rack: Option<String>,
     /// What it does.
     pub state: BrokerPhase,
+    /// How full its volume is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub volume: Option<VolumeState>,
+}
+
+/// How full a broker's volume is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeState {
+    /// Bytes of its file system.
+    pub capacity_bytes: i64,
+    /// How much is used of what can be: at 100 the broker refuses writes (`minFreeDisk`).
+    #[schemars(range(min = 0, max = 100))]
+    pub used_percent: i32,
+    /// Whether the broker refuses writes now, for lack of space.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub full: bool,
+    /// When it will be full if it fills as it did within the last hour; absent if that is not within 30 days.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub full_at: Option<Time>,
 }
 
 /// What a broker does.

@@ -4,11 +4,14 @@
 
 mod kafka;
 
-use anyhow::{Context, Result};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
 use millrace_e2e::daemon::Usage;
 use millrace_e2e::fleet::{Fleet, FleetSetup, NewTopic};
 use millrace_e2e::wires::{Node, Wires};
 use tempfile::TempDir;
+use tokio::time::sleep;
 
 use crate::peer::{Peer, Peers, Target, Topic, millrace};
 use kafka::KafkaTrio;
@@ -128,6 +131,31 @@ impl Trio {
         let whole =
             |partition: &Partition| partition.leader.is_some() && partition.in_sync == REPLICAS;
         Ok(!partitions.is_empty() && partitions.iter().all(whole))
+    }
+
+    /// Waits until it holds for each partition of a topic. Returns how long that took.
+    pub(crate) async fn until(
+        &mut self,
+        topic: &str,
+        within: Duration,
+        what: &str,
+        holds: impl Fn(&Partition) -> bool,
+    ) -> Result<Duration> {
+        let begun = Instant::now();
+        loop {
+            let partitions = self.describe(topic).await?;
+            let left = partitions.iter().filter(|p| !holds(p)).count();
+            let took = begun.elapsed();
+            if left == 0 && !partitions.is_empty() {
+                return Ok(took);
+            }
+            ensure!(
+                took < within,
+                "after {within:?}, {left} of {} partitions are not {what}",
+                partitions.len()
+            );
+            sleep(Duration::from_millis(200)).await;
+        }
     }
 
     /// How many Leases were written, if that is what it coordinates by.

@@ -223,6 +223,7 @@ impl Installed<'_> {
         };
         let ours = "app.kubernetes.io/name=millrace";
         print(&["get", "pods,endpointslices", "-A", "-o", "wide"]);
+        print(&["get", "events", "-A", "--sort-by=.lastTimestamp"]);
         print(&[
             "get",
             "leases",

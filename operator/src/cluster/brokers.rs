@@ -106,6 +106,7 @@ impl Brokers {
             pod_name: Some(self.pod_name(ordinal)),
             rack: self.racks.get(&ordinal).cloned(),
             state,
+            volume: None,
         })
     }
 

@@ -287,6 +287,7 @@ async fn apply_all(
     let racks = seen.brokers.racks();
     let inputs = Inputs {
         racks: &racks,
+        may_stop: seen.needed.is_empty(),
         default_image: &context.default_image,
         replicas: pods(cluster, seen),
         claim_template_size: set.and_then(template_size),
@@ -416,7 +417,9 @@ async fn report(
         || restart.outdated > 0
         || seen.brokers.pods.len() < pods(cluster, seen).unsigned_abs() as usize;
     let is_moving = outcome.moves.as_ref().is_some_and(Moves::is_busy);
+    let volumes = context.view.volumes.lock().of(id);
     let found = Found {
+        volumes: &volumes,
         moves: outcome.moves.as_ref(),
         brokers: &seen.brokers,
         stateful_set: set,

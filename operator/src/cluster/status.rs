@@ -1,10 +1,10 @@
 //! What is said of a Cluster: pure.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use millrace_crds::cluster::status::{BrokerPhase, ClusterStatus};
+use millrace_crds::cluster::status::{BrokerPhase, ClusterStatus, VolumeState};
 use millrace_crds::conditions::{ConditionStatus, ConditionType, Observed, Reason, set_condition};
 use millrace_crds::{Cluster, ClusterSpec};
 use uuid::Uuid;
@@ -16,6 +16,9 @@ use super::restart::Restart;
 use crate::alive::Alive;
 use crate::index::Topic;
 use crate::problem::Problem;
+
+/// With so many percent of a volume used someone should look.
+const NEARLY_FULL: i32 = 85;
 
 /// The partitions of a Cluster in numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,6 +82,8 @@ pub(super) struct Found<'a> {
     pub(super) controller: Option<i32>,
     pub(super) counts: Counts,
     pub(super) restart: Restart,
+    /// How full they are, by broker.
+    pub(super) volumes: &'a BTreeMap<i32, VolumeState>,
     /// Volumes that are to grow.
     pub(super) growing: usize,
     pub(super) problem: Option<Problem>,
@@ -89,7 +94,10 @@ pub(super) fn status(cluster: &Cluster, found: &Found<'_>, now: &Time) -> Cluste
     let namespace = cluster.metadata.namespace.as_deref().unwrap_or_default();
     let before = cluster.status.clone().unwrap_or_default();
     let spec = &cluster.spec;
-    let brokers = found.brokers.states(found.pods);
+    let mut brokers = found.brokers.states(found.pods);
+    for broker in &mut brokers {
+        broker.volume = found.volumes.get(&broker.id).cloned();
+    }
     let serving = brokers
         .iter()
         .filter(|b| matches!(b.state, BrokerPhase::Serving | BrokerPhase::Draining));
@@ -146,7 +154,7 @@ fn conditions_of(spec: &ClusterSpec, found: &Found<'_>, ready: i32) -> [Observed
     let (degraded, degraded_reason, degraded_message) = match &lack {
         // On purpose.
         Some(problem) if spec.hibernated => (false, problem.reason, problem.message.clone()),
-        _ => degraded(&found.counts),
+        _ => degraded(&found.counts, found.volumes),
     };
     [
         observed(
@@ -259,8 +267,8 @@ fn lack(spec: &ClusterSpec, found: &Found<'_>, ready: i32) -> Option<Problem> {
     })
 }
 
-/// The gravest of what is wrong with partitions.
-fn degraded(counts: &Counts) -> (bool, Reason, String) {
+/// The gravest of what is wrong with partitions and volumes.
+fn degraded(counts: &Counts, volumes: &BTreeMap<i32, VolumeState>) -> (bool, Reason, String) {
     if counts.lost_leader > 0 {
         let message = format!(
             "{} of {} partitions have no leader: none of their in-sync replicas is up. Bring the brokers back that held them",
@@ -285,6 +293,24 @@ fn degraded(counts: &Counts) -> (bool, Reason, String) {
             counts.all
         );
         return (true, Reason::UnderReplicated, message);
+    }
+    let fullest = volumes
+        .iter()
+        .max_by_key(|(_, volume)| (volume.full, volume.used_percent));
+    if let Some((id, volume)) = fullest {
+        let next = "raise spec.storage.size, or lower the retention of Topics";
+        if volume.full {
+            let message =
+                format!("the volume of broker {id} is full, and it refuses writes: {next}");
+            return (true, Reason::VolumeFull, message);
+        }
+        if volume.used_percent >= NEARLY_FULL {
+            let message = format!(
+                "{} percent of the volume of broker {id} are used (status.brokers): {next}",
+                volume.used_percent
+            );
+            return (true, Reason::VolumeNearlyFull, message);
+        }
     }
     let message =
         "all partitions that ever had a leader have one, and all their replicas".to_owned();
@@ -389,9 +415,29 @@ mod tests {
             );
             assert_eq!(found, counted, "{case}");
             assert_eq!(counts.partitions, 1, "{case}");
-            let (degraded, found, _) = degraded(&counts);
+            let (degraded, found, _) = degraded(&counts, &BTreeMap::new());
             assert_eq!(found, reason, "{case}");
             assert_eq!(degraded, reason != Reason::AsSpecified, "{case}");
+        }
+    }
+
+    #[test]
+    fn the_fullest_volume_is_told_of() {
+        for (used, full, reason) in [
+            (&[10, 84][..], false, Reason::AsSpecified),
+            (&[10, 85], false, Reason::VolumeNearlyFull),
+            (&[100, 99], true, Reason::VolumeFull),
+        ] {
+            let volume = |percent: &i32| VolumeState {
+                capacity_bytes: 1,
+                used_percent: *percent,
+                full: full && *percent == 100,
+                full_at: None,
+            };
+            let volumes = (0..).zip(used.iter().map(volume)).collect();
+            let (degraded, found, _) = degraded(&Counts::default(), &volumes);
+            assert_eq!(found, reason, "{used:?}");
+            assert_eq!(degraded, reason != Reason::AsSpecified, "{used:?}");
         }
     }
 }

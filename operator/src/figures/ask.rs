@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{StreamExt, stream};
+use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use millrace_proto::v1::metadata_service_client::MetadataServiceClient;
-use millrace_proto::v1::{GetMetadataRequest, GetMetadataResponse};
+use millrace_proto::v1::{GetMetadataRequest, GetMetadataResponse, Volume};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tonic::transport::Endpoint;
 use tracing::debug;
@@ -43,7 +44,14 @@ pub(crate) async fn follow(view: Arc<View>) {
     rounds.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {
         let begun = rounds.tick().await;
-        let answers = ask_all(brokers(&view)).await;
+        let (answers, volumes) = ask_all(brokers(&view)).await;
+        let filled = view
+            .volumes
+            .lock()
+            .take_in(volumes, begun.into_std(), Timestamp::now());
+        for ClusterId { namespace, name } in filled {
+            view.cluster_queue.gathered(&namespace, &name);
+        }
         let told = sorted(&view, answers);
         let changed = view.figures.lock().take_in(told, begun.into_std());
         for topic_id in changed {
@@ -53,12 +61,12 @@ pub(crate) async fn follow(view: Arc<View>) {
 }
 
 /// The addresses of all brokers that are up.
-fn brokers(view: &View) -> Vec<(ClusterId, String)> {
+fn brokers(view: &View) -> Vec<(ClusterId, i32, String)> {
     let sessions = view.sessions.lock();
     let of_cluster = |id: ClusterId| {
-        let brokers = sessions.brokers(&id).into_values();
-        let up = brokers.filter(|broker| broker.held);
-        up.map(move |broker| (id.clone(), broker.session.address))
+        let brokers = sessions.brokers(&id).into_iter();
+        let up = brokers.filter(|(_, broker)| broker.held);
+        up.map(move |(broker_id, broker)| (id.clone(), broker_id, broker.session.address))
     };
     clusters(view).flat_map(of_cluster).collect()
 }
@@ -74,21 +82,28 @@ fn clusters(view: &View) -> impl Iterator<Item = ClusterId> {
 /// What the brokers of each Cluster say.
 type Answers = HashMap<ClusterId, HashMap<Uuid, TopicFigures>>;
 
-async fn ask_all(brokers: Vec<(ClusterId, String)>) -> Answers {
-    let asked = stream::iter(brokers).map(|(cluster, address)| async move {
+async fn ask_all(
+    brokers: Vec<(ClusterId, i32, String)>,
+) -> (Answers, HashMap<(ClusterId, i32), Volume>) {
+    let asked = stream::iter(brokers).map(|(cluster, id, address)| async move {
         let answer = ask(&address).await;
-        (cluster, address, answer)
+        (cluster, id, address, answer)
     });
     let mut answered = asked.buffer_unordered(AT_A_TIME);
-    let mut answers = Answers::new();
-    while let Some((cluster, address, answer)) = answered.next().await {
+    let (mut answers, mut volumes) = (Answers::new(), HashMap::new());
+    while let Some((cluster, id, address, answer)) = answered.next().await {
         match answer {
-            Ok(answer) => add(answers.entry(cluster).or_default(), &answer),
+            Ok(answer) => {
+                add(answers.entry(cluster.clone()).or_default(), &answer);
+                if let Some(volume) = answer.volume {
+                    volumes.insert((cluster, id), volume);
+                }
+            }
             // Whether brokers are up is the business of their probes and sessions.
             Err(error) => debug!(address, %error, "a broker's figures are not known"),
         }
     }
-    answers
+    (answers, volumes)
 }
 
 async fn ask(address: &str) -> Result<GetMetadataResponse, AskError> {
@@ -161,6 +176,10 @@ mod tests {
                     partitions: (0..self.partitions).map(partition).collect(),
                     ..TopicMetadata::default()
                 }],
+                volume: Some(Volume {
+                    free_bytes: 7,
+                    ..Volume::default()
+                }),
                 ..GetMetadataResponse::default()
             }))
         }
@@ -189,18 +208,20 @@ mod tests {
         let (closed, refusing) = listen().await;
         drop(closed);
         let brokers = vec![
-            (cluster("main"), silent.to_string()),
-            (cluster("main"), refusing.to_string()),
-            (cluster("main"), "not an address".to_owned()),
-            (cluster("main"), serve("orders".into(), 2).await),
-            (cluster("large"), serve("x".repeat(MAX_ANSWER), 1).await),
-            (cluster("other"), serve("orders".into(), 1).await),
+            (cluster("main"), 0, silent.to_string()),
+            (cluster("main"), 1, refusing.to_string()),
+            (cluster("main"), 2, "not an address".to_owned()),
+            (cluster("main"), 3, serve("orders".into(), 2).await),
+            (cluster("large"), 0, serve("x".repeat(MAX_ANSWER), 1).await),
+            (cluster("other"), 0, serve("orders".into(), 1).await),
         ];
-        let answers = ask_all(brokers).await;
+        let (answers, volumes) = ask_all(brokers).await;
         assert_eq!(answers[&cluster("main")][&TOPIC].len(), 2);
         assert_eq!(answers[&cluster("main")][&TOPIC][&1].high_watermark, 9);
         assert_eq!(answers[&cluster("other")][&TOPIC].len(), 1);
         assert_eq!(answers.len(), 2, "{answers:?}");
+        assert_eq!(volumes.len(), 2, "{volumes:?}");
+        assert_eq!(volumes[&(cluster("main"), 3)].free_bytes, 7);
     }
 
     #[tokio::test]

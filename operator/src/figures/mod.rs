@@ -1,10 +1,12 @@
-//! How much partitions hold, which only their leaders know. It can't be watched, so the brokers are asked for it from time to time.
+//! How much partitions hold, which only their leaders know, and how full brokers' volumes are. It can't be watched, so the brokers are asked for it from time to time.
 
 mod ask;
 mod shown;
+mod volumes;
 
 pub(crate) use ask::follow;
 pub(crate) use shown::Figures;
+pub(crate) use volumes::Volumes;
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -91,6 +91,7 @@ mod tests {
             log_start_offset: 10,
             high_watermark: 22,
             last_stable_offset: 20,
+            log_end_offset: 22,
             size_bytes: 0,
         };
         for (from, to, follow, expected) in [

@@ -3,7 +3,6 @@
 mod filling;
 mod input;
 mod pending;
-mod progress;
 mod settings;
 mod shape;
 
@@ -25,7 +24,7 @@ use self::shape::{Keys, Shape};
 use crate::connection::{self, Connection};
 use crate::failure::Failure;
 use crate::text::{self, unescape, unescape_nonempty};
-use crate::{Outcome, interrupt};
+use crate::{Outcome, interrupt, progress};
 
 const AFTER_HELP: &str = r"Examples:
   echo 'hello' | millrace produce greetings

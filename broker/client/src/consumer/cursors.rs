@@ -592,6 +592,7 @@ mod tests {
             ..Default::default()
         };
         v1::GetMetadataResponse {
+            volume: None,
             cluster_id: String::new(),
             brokers: (1..3)
                 .map(|id| v1::Broker {

@@ -717,6 +717,7 @@ impl MetadataService for Broker {
         };
         let brokers = state.addresses.iter().enumerate();
         Ok(Response::new(v1::GetMetadataResponse {
+            volume: None,
             cluster_id: "fake".into(),
             brokers: brokers
                 .map(|(id, address)| v1::Broker {

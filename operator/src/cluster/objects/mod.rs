@@ -47,6 +47,8 @@ pub(crate) struct Inputs<'a> {
     pub(crate) replicas: i32,
     /// The size in the claim template of the StatefulSet that is there: it can't change.
     pub(crate) claim_template_size: Option<&'a Quantity>,
+    /// Whether any broker may stop, and each partition has enough replicas in sync without it.
+    pub(crate) may_stop: bool,
     /// Where the brokers are.
     pub(crate) racks: &'a Racks,
 }
@@ -80,7 +82,7 @@ pub(crate) fn objects(cluster: &Cluster, inputs: &Inputs<'_>) -> Objects {
         brokers_service: finish(network::brokers_service(cluster)),
         bootstrap_service: finish(network::bootstrap_service(cluster)),
         network_policy: finish(network::network_policy(cluster)),
-        disruption_budget: finish(disruption_budget(cluster)),
+        disruption_budget: finish(disruption_budget(cluster, inputs.may_stop)),
         stateful_set: finish(stateful_set),
     }
 }
@@ -98,13 +100,19 @@ fn racks(cluster: &Cluster, racks: &Racks) -> Value {
     object
 }
 
-/// Drains and upgrades of nodes take one broker at a time.
-fn disruption_budget(cluster: &Cluster) -> Value {
+/// Drains and upgrades of nodes take one broker at a time, and the next one only once partitions are whole again: a pod may be ready long before its
+/// replicas are in sync. One that is not ready serves no one, and may go at any time.
+fn disruption_budget(cluster: &Cluster, may_stop: bool) -> Value {
     let name = labels::name(cluster);
+    let most = i32::from(may_stop);
     json!({
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
         "metadata": {"name": broker_name(name)},
-        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": labels::selecting(name)}},
+        "spec": {
+            "maxUnavailable": most,
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+            "selector": {"matchLabels": labels::selecting(name)},
+        },
     })
 }

@@ -20,6 +20,7 @@ fn made(spec: Value) -> Objects {
     };
     let inputs = Inputs {
         racks: &racks,
+        may_stop: true,
         default_image: "millrace-broker:0.1.0",
         replicas: cluster.spec.replicas,
         claim_template_size: None,
@@ -258,6 +259,7 @@ fn the_claim_template_of_a_stateful_set_that_is_there_does_not_change() {
     for (there, size) in [(None, "20Gi"), (Some(&held), "10Gi")] {
         let inputs = Inputs {
             racks: &Racks::default(),
+            may_stop: true,
             default_image: "x",
             replicas: 3,
             claim_template_size: there,
@@ -265,5 +267,20 @@ fn the_claim_template_of_a_stateful_set_that_is_there_does_not_change() {
         let claim = &objects(&cluster, &inputs).stateful_set["spec"]["volumeClaimTemplates"][0];
         assert_eq!(claim["spec"]["resources"]["requests"]["storage"], size);
         assert_eq!(claim["spec"]["storageClassName"], "fast");
+    }
+}
+
+#[test]
+fn no_broker_is_evicted_while_a_partition_needs_it() {
+    for (may_stop, most) in [(true, 1), (false, 0)] {
+        let inputs = Inputs {
+            racks: &Racks::default(),
+            may_stop,
+            default_image: "x",
+            replicas: 3,
+            claim_template_size: None,
+        };
+        let budget = objects(&cluster(json!({})), &inputs).disruption_budget;
+        assert_eq!(budget["spec"]["maxUnavailable"], most);
     }
 }

@@ -1,4 +1,4 @@
-//! The bar on a terminal while records are produced. Without a terminal there is none.
+//! The bar on a terminal while records are copied. Without a terminal there is none.
 
 use std::io::{self, IsTerminal};
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// A bar of bytes if the total is known, else a running count.
-pub(super) fn bar(total_bytes: Option<u64>) -> ProgressBar {
+pub(crate) fn bar(total_bytes: Option<u64>) -> ProgressBar {
     // A person who types records needs no bar between them.
     if !io::stderr().is_terminal() || (total_bytes.is_none() && io::stdin().is_terminal()) {
         return ProgressBar::hidden();
