@@ -17,6 +17,7 @@ mod load;
 mod objects;
 mod outage;
 mod refusals;
+mod rollout;
 mod topics;
 mod upgrade;
 
@@ -91,6 +92,10 @@ const INSTALLATIONS: &[(&str, Installation)] = &[
     (
         "elastic::brokers_and_replicas_come_and_go",
         elastic::brokers_and_replicas_come_and_go,
+    ),
+    (
+        "rollout::a_change_that_does_not_work_stops_at_one_broker",
+        rollout::a_change_that_does_not_work_stops_at_one_broker,
     ),
     (
         "failures::nothing_acknowledged_is_lost",

@@ -158,6 +158,54 @@ async fn a_disk_that_is_full_to_the_last_byte_costs_no_record() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn retention_that_is_shrunk_frees_half_of_a_full_disk() {
+    let Some((volume, _dir)) = mount(128 << 20) else {
+        return;
+    };
+    let mut broker = Broker::setup()
+        .topic("t", json!({ "retention": { "time": "forever" } }))
+        .flag("--write-buffer", "2MiB")
+        .flag("--retention-interval", "500ms")
+        .flag("--min-free-disk", "24MiB")
+        .data(&volume.folder().join("data"))
+        .start();
+    let mut api = broker.api().await;
+    let (count, refused) = append_until_refused(&mut api, 0).await;
+    assert_eq!(refusal(&refused).reason, "DISK_FULL");
+    let full = broker.disk_usage();
+
+    let half = full / 2;
+    let spec = json!({ "retention": { "time": "forever", "bytes": half } });
+    broker.declare("t", spec);
+    let accepted = || async {
+        let appended = broker.api().await.append("t", 0, vec![values(count)]).await;
+        appended.ok()
+    };
+    let appended = eventually("writes are taken again", SOON, accepted).await;
+    assert_eq!(appended.base_offset, count);
+    // Less what a store needs for itself.
+    eventually("half of the records' space is free", SOON, || async {
+        (broker.disk_usage() < full * 2 / 3).then_some(())
+    })
+    .await;
+    broker.kill_9();
+    broker.restart();
+    let mut api = broker.api().await;
+    let (start, end) = api.offsets("t", 0).await;
+    assert_eq!(end, count + 1);
+    assert!(
+        count / 4 < start && start < count * 3 / 4,
+        "{start} of {count}"
+    );
+    let records = api.read_all("t", 0, start).await;
+    assert_eq!(records.len() as i64, end - start);
+    for record in records {
+        let number = format!("{} ", record.offset);
+        assert!(record.value.unwrap().starts_with(number.as_bytes()));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_fails_is_not_called_full() {
     let mut broker = Broker::setup()
         .topic("t", json!({}))

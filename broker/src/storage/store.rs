@@ -410,8 +410,9 @@ impl Store {
     }
 
     fn watch_disk(&self) {
+        let looked = self.disk.look();
         let free = self.disk.free_bytes();
-        match self.disk.look() {
+        match looked {
             (DiskState::Enough, DiskState::Full) => {
                 warn!(free, "the disk is full: writes are refused, reads go on");
             }

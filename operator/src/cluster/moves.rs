@@ -51,8 +51,14 @@ impl Moves {
             let Some(factor) = factors.get(topic_id) else {
                 continue;
             };
-            let there = topic.there.values();
-            partitions.extend(there.map(|held| partition(*factor, &held.lease.assignment)));
+            let figures = context.view.figures.lock().of(*topic_id);
+            let bytes = |index: i32| Some(figures.as_ref()?.get(&index)?.size_bytes);
+            partitions.extend(
+                topic
+                    .there
+                    .iter()
+                    .map(|(index, held)| partition(*factor, &held.lease.assignment, bytes(*index))),
+            );
         }
         drop(leases);
         Self::new(cluster, brokers, alive, &mut partitions)
@@ -186,12 +192,13 @@ impl Moves {
     }
 }
 
-fn partition(factor: usize, assignment: &PartitionAssignment) -> Partition {
+fn partition(factor: usize, assignment: &PartitionAssignment, bytes: Option<u64>) -> Partition {
     Partition {
         key: (assignment.topic_id, assignment.partition),
         factor,
         replicas: assignment.replicas.clone(),
         in_sync: assignment.isr.iter().map(|replica| replica.id).collect(),
+        bytes,
     }
 }
 
@@ -258,6 +265,7 @@ mod tests {
             factor: 1,
             replicas: vec![i32::from(index < moved)],
             in_sync: [i32::from(index < moved)].into(),
+            bytes: None,
         };
         let mut partitions: Vec<_> = (0..6).map(held).collect();
         Moves::new(cluster, &brokers, &alive, &mut partitions)

@@ -1,7 +1,7 @@
 //! Where backups are, and how topics lie there: `TOPIC/topic.json`, and `TOPIC/PARTITION/` with its segments. A segment is written in one piece or not
 //! at all, and there is no index beside it that could say otherwise, so an export that was cut off goes on where the last segment ends.
 
-use std::env;
+use std::{env, io};
 
 use futures::TryStreamExt;
 use millrace_client::Bytes;
@@ -163,10 +163,41 @@ impl Place {
     }
 
     fn failed(&self, what: &str, path: &Path, error: &Error) -> Failure {
-        let failure = Failure::new(format!("can't {what} {path} in {}", self.name)).because(error);
+        let failure = Failure::new(format!("can't {what} {path} in {}", self.name));
+        let failure = match brief(&error.to_string()) {
+            Some(cause) => failure.because(io::Error::other(cause)),
+            None => failure.because(error),
+        };
         match self.name.starts_with("s3") {
             true => failure.hint(CREDENTIALS),
             false => failure,
         }
+    }
+}
+
+/// What an object store said, without the page of XML in which it did.
+fn brief(error: &str) -> Option<String> {
+    let within = |tag: &str| {
+        let after = error.split_once(&format!("<{tag}>"))?.1;
+        Some(after.split_once("</")?.0)
+    };
+    let before = error.split_once(": <")?.0;
+    Some(format!(
+        "{before}: {} ({})",
+        within("Message")?,
+        within("Code")?
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stores_refusal_is_shown_without_its_xml() {
+        let error = "not found: status 404: <?xml version=\"1.0\"?>\n<Error><Code>NoSuchBucket</Code><Message>There is none.</Message></Error>";
+        let expected = "not found: status 404: There is none. (NoSuchBucket)";
+        assert_eq!(brief(error).as_deref(), Some(expected));
+        assert_eq!(brief("connection refused"), None);
     }
 }

@@ -2,11 +2,13 @@
 //!
 //! Some must: those on brokers that shall go, and those that have more or fewer replicas than their topic asks for. Others may, so that brokers hold as
 //! much as each other: of each topic first, since a topic is the unit of load, and then of all together, and that they are preferred to lead
-//! equally often; that waits until all brokers are up. No move puts two replicas of a partition into one rack that were in two. Each improves the balance, so this comes to an end, and asked again
+//! equally often; when that is so, that their volumes are as full. That waits until all brokers are up. No move puts two replicas of a partition into one rack that were in two. Each improves the balance, so this comes to an end, and asked again
 //! afterwards nothing is left to do.
 //!
 //! A partition that is moving (others than its replicas are in sync, too) or catching up (one that is up is not in sync yet) is left alone, unless where it goes
 //! must not be either.
+
+mod bytes;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -27,6 +29,8 @@ pub(crate) struct Partition {
     pub(crate) replicas: Vec<i32>,
     /// Those that are in sync.
     pub(crate) in_sync: BTreeSet<i32>,
+    /// How much each of them holds, if that is known.
+    pub(crate) bytes: Option<u64>,
 }
 
 impl Partition {
@@ -107,6 +111,9 @@ pub(crate) fn plan(staying: &[Candidate], alive: &BTreeSet<i32>, partitions: &[P
     // One that is away comes back with what it has, and its rack may not be known meanwhile.
     if able.len() == staying.len() {
         plan.balancing = even_out(&settled, &brokers, &able, &mut loads);
+        if plan.balancing.is_empty() && settled.len() == partitions.len() {
+            plan.balancing = bytes::even_out(&settled, &brokers);
+        }
     }
     plan
 }
@@ -298,6 +305,7 @@ mod tests {
             factor: replicas.len(),
             replicas: replicas.clone(),
             in_sync: replicas.iter().copied().collect(),
+            bytes: None,
         };
         replicas.iter().map(partition).collect()
     }
