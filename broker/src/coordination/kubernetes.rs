@@ -48,6 +48,10 @@ const LEAVE_ISR: Duration = Duration::from_secs(1);
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 /// Leases at a time that are read or written for what this broker deletes.
 const MAX_LEAVES: usize = 16;
+/// A topic is gone through as a whole for each change of one of its partitions. After so long for each of them, changes that came meanwhile are gone through
+/// together: with thousands of partitions that is what leaves their elections the processor. With a few there is no pause.
+const PAUSE_PER_PARTITION: Duration = Duration::from_micros(5);
+const MAX_GATHERING: Duration = Duration::from_millis(250);
 /// After something failed.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
@@ -302,8 +306,10 @@ impl Follower {
                     continue;
                 }
             };
+            let mut partitions = 0;
             for mut wanted in changed {
                 let topic_id = wanted.topic_id;
+                partitions += wanted.partitions.len() as u32;
                 let leaving = self.is_to_be_deleted(&wanted).await;
                 let let_go = replicas.let_go(&wanted);
                 let unconfirmed = self.confirm_let_go(&mut wanted, let_go).await;
@@ -337,6 +343,11 @@ impl Follower {
                     }
                     to_retry.insert(topic_id);
                 }
+            }
+            let pause = PAUSE_PER_PARTITION.saturating_mul(partitions);
+            // The timer's resolution.
+            if pause >= Duration::from_millis(1) {
+                tokio::time::sleep(pause.min(MAX_GATHERING)).await;
             }
         }
     }
