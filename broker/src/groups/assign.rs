@@ -158,7 +158,8 @@ impl<'a> Balance<'a> {
         };
         let mut astray: BTreeMap<Arc<str>, BTreeSet<TopicPartition>> =
             self.target.iter().map(astray).collect();
-        // Loads stay as they are, unless everyone could have any of them.
+        // Loads stay as they are, unless everyone could have any of them; and else who has how many of each topic stays, too, so that there is no one with
+        // few who could have one of another's.
         let mut topics = members.values().map(|member| &member.topics);
         let first = topics.next();
         let all_alike = topics.all(|topics| Some(topics) == first);
@@ -175,9 +176,8 @@ impl<'a> Balance<'a> {
                 let reading = |id: &&&Arc<str>| members[**id].topics.contains(&partition.0);
                 for &to in hosts.iter().filter(reading) {
                     let less = all_alike && self.target[to].len() < self.target[&from].len();
-                    let may_have = |p: &&TopicPartition| {
-                        members[&from].topics.contains(&p.0) && *p != partition
-                    };
+                    let may_have =
+                        |p: &&TopicPartition| (all_alike || p.0 == partition.0) && *p != partition;
                     // One that is at home with the giver, if there is one.
                     let candidates = || astray[to].iter().filter(may_have);
                     let home = candidates().find(|p| is_home(p, &from));
@@ -279,6 +279,21 @@ mod tests {
         owned.map(|(_, partition)| *partition).collect()
     }
 
+    /// No one has two more than another who could have one of those.
+    fn assert_balanced(members: &Candidates, target: &Target) {
+        for (id, owned) in target {
+            for (to, other) in target {
+                let could = owned
+                    .iter()
+                    .any(|(topic, _)| members[to].topics.contains(topic));
+                assert!(
+                    !could || owned.len() <= other.len() + 1,
+                    "{id}, {to}: {target:?}"
+                );
+            }
+        }
+    }
+
     #[test]
     fn range_gives_neighbours_and_the_same_of_topics_alike() {
         let members = members(&[("a", &["x", "y"]), ("b", &["x", "y"]), ("c", &["x", "y"])]);
@@ -347,6 +362,16 @@ mod tests {
     }
 
     #[test]
+    fn who_reads_more_topics_gets_nothing_for_its_rack_that_others_with_less_could_have() {
+        let mut candidates = members(&[("a", &["y"]), ("b", &["x", "y"]), ("c", &["x", "y", "z"])]);
+        candidates.get_mut("b").unwrap().before = [("y".into(), 1)].into();
+        candidates.get_mut("c").unwrap().rack = Some("r".into());
+        let places = [(("y".into(), 1), "r".into())].into();
+        let counts = counts(&[("x", 6), ("y", 5), ("z", 4)]);
+        assert_balanced(&candidates, &uniform(&candidates, &counts, &places));
+    }
+
+    #[test]
     fn a_thousand_members_are_quickly_served() {
         let ids: Vec<String> = (0..1000).map(|n| format!("m{n:04}")).collect();
         let all: Vec<(&str, &[&str])> = ids.iter().map(|id| (id.as_str(), &["x"][..])).collect();
@@ -393,12 +418,7 @@ mod tests {
                 }
             }
             let target = uniform(&candidates, &counts, &places);
-            for owned in target.values() {
-                for (to, other) in &target {
-                    let could = owned.iter().any(|(topic, _)| candidates[to].topics.contains(topic));
-                    prop_assert!(!could || owned.len() <= other.len() + 1);
-                }
-            }
+            assert_balanced(&candidates, &target);
             for (id, owned) in &target {
                 candidates.get_mut(id).unwrap().before = owned.clone();
             }
