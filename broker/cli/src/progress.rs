@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// A bar of bytes if the total is known, else a running count.
-pub(crate) fn bar(total_bytes: Option<u64>) -> ProgressBar {
+/// A bar of bytes if the total is known, else a running count; none if `quiet`.
+pub(crate) fn bar(quiet: bool, total_bytes: Option<u64>) -> ProgressBar {
     // A person who types records needs no bar between them.
-    if !io::stderr().is_terminal() || (total_bytes.is_none() && io::stdin().is_terminal()) {
+    let is_typed = total_bytes.is_none() && io::stdin().is_terminal();
+    if quiet || !io::stderr().is_terminal() || is_typed {
         return ProgressBar::hidden();
     }
     let (bar, template) = match total_bytes {

@@ -42,34 +42,30 @@ impl Volumes {
     ) -> HashSet<ClusterId> {
         let mut changed = HashSet::new();
         for (broker, volume) in told {
-            let cluster = broker.0.clone();
-            let before = self.brokers.remove(&broker);
-            let mut samples = before
-                .as_ref()
-                .map_or_else(VecDeque::new, |seen| seen.samples.clone());
+            let (before, mut samples) = match self.brokers.remove(&broker) {
+                Some(seen) => (Some((seen.shown, seen.refreshed)), seen.samples),
+                None => (None, VecDeque::new()),
+            };
             samples.push_back((now, volume.used_bytes));
             while samples.front().is_some_and(|(at, _)| *at + WINDOW < now) {
                 samples.pop_front();
             }
-            let shown = state(&volume, full_in(&volume, &samples), clock);
-            let seen = match before {
-                Some(seen)
-                    if (seen.shown.used_percent, seen.shown.full)
-                        == (shown.used_percent, shown.full)
-                        && now < seen.refreshed + REFRESH =>
-                {
-                    Seen { samples, ..seen }
-                }
+            let new = state(&volume, full_in(&volume, &samples), clock);
+            let is_alike =
+                |held: &VolumeState| (held.used_percent, held.full) == (new.used_percent, new.full);
+            let (shown, refreshed) = match before {
+                Some((held, at)) if is_alike(&held) && now < at + REFRESH => (held, at),
                 before => {
-                    if before.is_none_or(|before| before.shown != shown) {
-                        changed.insert(cluster);
+                    if before.is_none_or(|(held, _)| held != new) {
+                        changed.insert(broker.0.clone());
                     }
-                    Seen {
-                        shown,
-                        refreshed: now,
-                        samples,
-                    }
+                    (new, now)
                 }
+            };
+            let seen = Seen {
+                shown,
+                refreshed,
+                samples,
             };
             self.brokers.insert(broker, seen);
         }

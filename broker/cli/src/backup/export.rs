@@ -82,10 +82,7 @@ impl Export {
         for topic in topics {
             let bytes = |info: &PartitionInfo| info.extent.map_or(0, |extent| extent.size_bytes);
             let export = OneTopic {
-                bar: match self.quiet {
-                    true => ProgressBar::hidden(),
-                    false => progress::bar(Some(topic.partitions.iter().map(bytes).sum())),
-                },
+                bar: progress::bar(self.quiet, Some(topic.partitions.iter().map(bytes).sum())),
                 client: &client,
                 place: &place,
                 topic,

@@ -113,10 +113,7 @@ impl Import {
             producer: client.producer().compression(compression).build().await?,
             place: &place,
             topic: &topic,
-            bar: match self.quiet {
-                true => ProgressBar::hidden(),
-                false => progress::bar(Some(all().map(|segment| segment.bytes).sum())),
-            },
+            bar: progress::bar(self.quiet, Some(all().map(|segment| segment.bytes).sum())),
             interrupt: &interrupt,
         };
         let each =

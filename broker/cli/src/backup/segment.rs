@@ -1,6 +1,8 @@
 //! What a backup of a partition consists of: whole record batches as brokers keep them, one after the other, in objects whose names say which.
 
-use millrace_client::millrace_record::{BatchError, BatchHeader, DecodeLimits, Record, decode};
+use millrace_client::millrace_record::{
+    BatchError, BatchHeader, DecodeLimits, Record, decode, split,
+};
 use millrace_client::{Bytes, Compression};
 use object_store::path::Path;
 
@@ -70,7 +72,7 @@ pub(super) fn sorted(mut segments: Vec<Segment>) -> Result<Vec<Segment>, NameErr
 
 /// All records of a segment's bytes, checked.
 pub(super) fn records(bytes: &Bytes) -> impl Iterator<Item = Result<Record, BatchError>> + use<> {
-    batches(bytes).flat_map(|batch| {
+    split(bytes.clone()).flat_map(|batch| {
         let decoded = batch.and_then(|batch| decode(&batch, &DecodeLimits::default()));
         let (records, error) = match decoded {
             Ok(records) => (Some(records), None),
@@ -84,28 +86,6 @@ pub(super) fn records(bytes: &Bytes) -> impl Iterator<Item = Result<Record, Batc
 pub(super) fn compression(bytes: &Bytes) -> Option<Compression> {
     let header = BatchHeader::parse(bytes).ok()?;
     Some(header.attributes.compression())
-}
-
-fn batches(bytes: &Bytes) -> impl Iterator<Item = Result<Bytes, BatchError>> + use<> {
-    let mut rest = bytes.clone();
-    std::iter::from_fn(move || {
-        if rest.is_empty() {
-            return None;
-        }
-        let size = match BatchHeader::parse(&rest) {
-            Ok(header) if header.size() <= rest.len() => header.size(),
-            Ok(header) => {
-                let (needed, available) = (header.size(), rest.len());
-                rest.clear();
-                return Some(Err(BatchError::Truncated { needed, available }));
-            }
-            Err(error) => {
-                rest.clear();
-                return Some(Err(error));
-            }
-        };
-        Some(Ok(rest.split_to(size)))
-    })
 }
 
 #[cfg(test)]

@@ -121,10 +121,7 @@ impl Produce {
             return Err(connection::no_partition(&topic, partition));
         }
         let producer = self.settings.build(&client).await?;
-        let bar = match self.quiet {
-            true => ProgressBar::hidden(),
-            false => progress::bar(total_bytes),
-        };
+        let bar = progress::bar(self.quiet, total_bytes);
         if !self.quiet && self.file.is_empty() && io::stdin().is_terminal() {
             eprintln!("one record for each line; Ctrl-D ends");
         }
