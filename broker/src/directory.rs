@@ -1,7 +1,7 @@
 //! The topics by name as this broker's clients see them: their partitions, who leads each, and the logs that are held here.
 //!
 //! It is written by whoever coordinates (the topic files of a standalone broker, or [`coordination`](crate::coordination) in a
-//! Cluster) and read by the services. A topic is replaced as a whole, so that a reader never sees half a change.
+//! Cluster) and read by the services. A partition is replaced as a whole, so that a reader never sees half a change.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -47,8 +47,14 @@ pub struct Topic {
     pub topic_id: Uuid,
     /// The most bytes of a record batch.
     pub max_message_bytes: usize,
-    /// By index, without gaps.
-    pub partitions: Vec<Partition>,
+    partitions: RwLock<Partitions>,
+}
+
+/// Clients count partitions: one is known when all before it are.
+#[derive(Debug, Default)]
+struct Partitions {
+    known: Vec<Arc<Partition>>,
+    early: BTreeMap<usize, Arc<Partition>>,
 }
 
 /// A partition.
@@ -88,6 +94,53 @@ impl Partition {
             log: log.clone(),
             replica: self.replica.clone(),
         })
+    }
+}
+
+impl Topic {
+    /// A topic of which no partition is known yet.
+    pub fn new(name: Arc<str>, topic_id: Uuid, max_message_bytes: usize) -> Self {
+        Self {
+            name,
+            topic_id,
+            max_message_bytes,
+            partitions: RwLock::default(),
+        }
+    }
+
+    /// How many partitions it has.
+    pub fn partition_count(&self) -> usize {
+        self.partitions.read().known.len()
+    }
+
+    /// One of them.
+    pub fn partition(&self, index: i32) -> Option<Arc<Partition>> {
+        let index = usize::try_from(index).ok()?;
+        self.partitions.read().known.get(index).cloned()
+    }
+
+    /// All of them, by index without gaps.
+    pub fn partitions(&self) -> Vec<Arc<Partition>> {
+        self.partitions.read().known.clone()
+    }
+
+    /// Makes partitions known, or replaces what is known of them: what it costs depends on how many these are, not on how many there are.
+    pub fn set(&self, partitions: impl IntoIterator<Item = (i32, Partition)>) {
+        let Partitions { known, early } = &mut *self.partitions.write();
+        for (index, partition) in partitions {
+            let Ok(index) = usize::try_from(index) else {
+                continue;
+            };
+            match known.get_mut(index) {
+                Some(known) => *known = Arc::new(partition),
+                None => {
+                    early.insert(index, Arc::new(partition));
+                }
+            }
+        }
+        while let Some(next) = early.remove(&known.len()) {
+            known.push(next);
+        }
     }
 }
 
@@ -139,7 +192,7 @@ impl Directory {
 
     /// The partition that a key belongs to, if there is the topic.
     pub fn partition_of(&self, topic: &str, key: &str) -> Option<i32> {
-        let count = u32::try_from(self.topic(topic)?.partitions.len()).ok()?;
+        let count = u32::try_from(self.topic(topic)?.partition_count()).ok()?;
         (count > 0).then(|| key_partition(key.as_bytes(), count) as i32)
     }
 
@@ -160,10 +213,8 @@ impl Directory {
     }
 
     /// Makes a topic known, or replaces what is known of it.
-    pub fn publish(&self, topic: Topic) {
-        self.topics
-            .write()
-            .insert(topic.name.clone(), Arc::new(topic));
+    pub fn publish(&self, topic: Arc<Topic>) {
+        self.topics.write().insert(topic.name.clone(), topic);
     }
 
     /// The topic of that name and id is not served any more.
@@ -172,5 +223,35 @@ impl Directory {
         if topics.get(name).is_some_and(|t| t.topic_id == topic_id) {
             topics.remove(name);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn led_by(leader: i32) -> Partition {
+        Partition {
+            leader: Some(leader),
+            ..Partition::default()
+        }
+    }
+
+    fn leaders(topic: &Topic) -> Vec<Option<i32>> {
+        topic.partitions().iter().map(|p| p.leader).collect()
+    }
+
+    #[test]
+    fn a_partition_is_known_when_all_before_it_are() {
+        let topic = Topic::new("t".into(), Uuid::from_u128(1), 1);
+        topic.set([(2, led_by(2)), (-1, led_by(9)), (0, led_by(0))]);
+        assert_eq!(leaders(&topic), [Some(0)]);
+        assert!(topic.partition(1).is_none() && topic.partition(2).is_none());
+        topic.set([(2, led_by(7)), (0, led_by(5))]);
+        topic.set([(1, led_by(1))]);
+        assert_eq!(leaders(&topic), [Some(5), Some(1), Some(7)]);
+        assert_eq!(topic.partition_count(), 3);
+        assert_eq!(topic.partition(2).unwrap().leader, Some(7));
+        assert!(topic.partition(3).is_none() && topic.partition(-1).is_none());
     }
 }

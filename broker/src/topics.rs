@@ -171,12 +171,14 @@ impl Standalone {
             log: Some(log.clone()),
             replica: None,
         };
-        self.directory.publish(directory::Topic {
-            name: topic.name.clone(),
-            topic_id: topic.topic_id,
-            max_message_bytes: topic.config.max_message_bytes,
-            partitions: topic.partitions.values().map(partition).collect(),
-        });
+        let published = directory::Topic::new(
+            topic.name.clone(),
+            topic.topic_id,
+            topic.config.max_message_bytes,
+        );
+        let partitions = topic.partitions.iter();
+        published.set(partitions.map(|(index, log)| (*index, partition(log))));
+        self.directory.publish(Arc::new(published));
     }
 }
 

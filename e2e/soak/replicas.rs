@@ -209,8 +209,10 @@ mod tests {
             let (store, _) = Store::open(options).unwrap();
             let cluster = "c".to_owned();
             store.claim(BrokerIdentity { cluster, broker_id }).unwrap();
-            let topic = store.ensure_partitions(topic_id, "t", &[0], CONFIG);
-            let log = topic.unwrap().partitions[&0].clone();
+            store
+                .ensure_partitions(topic_id, "t", &[0], CONFIG)
+                .unwrap();
+            let log = store.partition(topic_id, 0).unwrap();
             log.lead(1).unwrap();
             for value in *values {
                 let mut builder = BatchBuilder::new(BatchOptions::default());

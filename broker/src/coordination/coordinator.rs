@@ -21,7 +21,7 @@ use kube::{
     },
 };
 use millrace_crds::coordination::{
-    BrokerSession, CLUSTER_LABEL, ControllerState, Held, PartitionLease, Role,
+    BrokerSession, CLUSTER_LABEL, ControllerState, Held, PartitionLease, Role, TopicState,
 };
 use parking_lot::Mutex;
 use tokio::{
@@ -88,8 +88,14 @@ pub struct Timing {
 #[derive(Default)]
 pub(super) struct Topics {
     view: Mutex<View>,
-    changed: Mutex<BTreeSet<Uuid>>,
+    changed: Mutex<BTreeMap<Uuid, Changed>>,
     wake: Notify,
+}
+
+/// What of a topic is to be looked at again.
+enum Changed {
+    Whole,
+    Partitions(BTreeSet<i32>),
 }
 
 impl Topics {
@@ -98,27 +104,61 @@ impl Topics {
         loop {
             let changed = std::mem::take(&mut *self.changed.lock());
             if !changed.is_empty() {
-                return changed.into_iter().map(|id| self.wanted(id)).collect();
+                let changed = changed.into_iter();
+                return changed.map(|(id, what)| self.wanted(id, &what)).collect();
             }
             self.wake.notified().await;
         }
     }
 
-    /// Look at the topic again.
+    /// Look at the whole topic again.
     pub(super) fn mark(&self, topic: Uuid) {
-        self.changed.lock().insert(topic);
+        self.changed.lock().insert(topic, Changed::Whole);
         self.wake.notify_one();
     }
 
-    fn wanted(&self, topic_id: Uuid) -> Wanted {
+    /// Look at the partition again.
+    pub(super) fn mark_partition(&self, (topic, index): PartitionKey) {
+        let mut changed = self.changed.lock();
+        let of_topic = changed.entry(topic);
+        let none = || Changed::Partitions(BTreeSet::new());
+        if let Changed::Partitions(indexes) = of_topic.or_insert_with(none) {
+            indexes.insert(index);
+        }
+        drop(changed);
+        self.wake.notify_one();
+    }
+
+    fn wanted(&self, topic_id: Uuid, changed: &Changed) -> Wanted {
         let view = self.view.lock();
+        let record = view.topics().get(&topic_id).cloned();
+        let is_served = record
+            .as_ref()
+            .is_some_and(|record| record.state == TopicState::Active);
+        let lease = |index: i32| {
+            Some((
+                index,
+                view.partitions().get(&(topic_id, index))?.lease.clone(),
+            ))
+        };
+        // `None` if one of them has no Lease any more.
+        let some: Option<BTreeMap<_, _>> = match changed {
+            Changed::Partitions(indexes) if is_served => {
+                indexes.iter().map(|index| lease(*index)).collect()
+            }
+            _ => None,
+        };
+        let is_whole = some.is_none();
+        let all = || {
+            let all = view.partitions_of(topic_id);
+            all.map(|(index, seen)| (index, seen.lease.clone()))
+                .collect()
+        };
         Wanted {
             topic_id,
-            record: view.topics().get(&topic_id).cloned(),
-            partitions: view
-                .partitions_of(topic_id)
-                .map(|(index, seen)| (index, seen.lease.clone()))
-                .collect(),
+            record,
+            partitions: some.unwrap_or_else(all),
+            is_whole,
             let_go: BTreeSet::new(),
         }
     }
@@ -139,8 +179,8 @@ impl Topics {
 
     /// A partition's Lease was written or read.
     pub(super) fn apply(&self, lease: Lease) {
-        if let Some(Item::Partition((topic, _))) = self.view.lock().apply(lease) {
-            self.mark(topic);
+        if let Some(Item::Partition(key)) = self.view.lock().apply(lease) {
+            self.mark_partition(key);
         }
     }
 }
@@ -331,7 +371,7 @@ impl Coordinator {
                 }
                 Item::Controller => self.on_controller(),
                 Item::Partition(key) => {
-                    self.context.topics.mark(key.0);
+                    self.context.topics.mark_partition(key);
                     self.consider(key);
                 }
                 Item::Topic(id) => {

@@ -48,10 +48,6 @@ const LEAVE_ISR: Duration = Duration::from_secs(1);
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 /// Leases at a time that are read or written for what this broker deletes.
 const MAX_LEAVES: usize = 16;
-/// A topic is gone through as a whole for each change of one of its partitions. After so long for each of them, changes that came meanwhile are gone through
-/// together: with thousands of partitions that is what leaves their elections the processor. With a few there is no pause.
-const PAUSE_PER_PARTITION: Duration = Duration::from_micros(5);
-const MAX_GATHERING: Duration = Duration::from_millis(250);
 /// After something failed.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
@@ -306,10 +302,8 @@ impl Follower {
                     continue;
                 }
             };
-            let mut partitions = 0;
             for mut wanted in changed {
                 let topic_id = wanted.topic_id;
-                partitions += wanted.partitions.len() as u32;
                 let leaving = self.is_to_be_deleted(&wanted).await;
                 let let_go = replicas.let_go(&wanted);
                 let unconfirmed = self.confirm_let_go(&mut wanted, let_go).await;
@@ -344,11 +338,6 @@ impl Follower {
                     to_retry.insert(topic_id);
                 }
             }
-            let pause = PAUSE_PER_PARTITION.saturating_mul(partitions);
-            // The timer's resolution.
-            if pause >= Duration::from_millis(1) {
-                tokio::time::sleep(pause.min(MAX_GATHERING)).await;
-            }
         }
     }
 
@@ -356,13 +345,14 @@ impl Follower {
     /// again.
     async fn confirm_let_go(&self, wanted: &mut Wanted, let_go: Vec<i32>) -> Result<(), ApiError> {
         let cluster = &self.0.claimant.cluster;
-        if let_go.len() > MAX_LEAVES {
+        let (now, later) = let_go.split_at(let_go.len().min(MAX_LEAVES));
+        for index in later {
             // Leaders that change are not kept waiting for all of them.
-            self.0.topics.mark(wanted.topic_id);
+            self.0.topics.mark_partition((wanted.topic_id, *index));
         }
-        let names = let_go.into_iter().take(MAX_LEAVES).filter_map(|index| {
-            let known = wanted.partitions.get(&index)?;
-            Some((index, known.assignment.lease_name(cluster)))
+        let names = now.iter().filter_map(|index| {
+            let known = wanted.partitions.get(index)?;
+            Some((*index, known.assignment.lease_name(cluster)))
         });
         let reads =
             names.map(|(index, name)| async move { (index, self.0.api.lease(&name).await) });

@@ -1,5 +1,5 @@
-//! What this broker does about its partitions: holds, leads, gives up, deletes. It follows the [`View`](super::view::View), topic by topic,
-//! and tells the [directory](crate::directory) what came of it.
+//! What this broker does about its partitions: holds, leads, gives up, deletes. It follows the [`View`](super::view::View), topic by topic
+//! and of each what has changed, and tells the [directory](crate::directory) what came of it.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -27,8 +27,10 @@ pub(super) struct Wanted {
     pub(super) topic_id: Uuid,
     /// `None`: there is no such topic any more, which is no reason to delete data.
     pub(super) record: Option<TopicRecord>,
-    /// Its partitions, by index.
+    /// The partitions to look at, by index.
     pub(super) partitions: BTreeMap<i32, PartitionLease>,
+    /// Whether these are all that there are, and those that have no Lease are to be looked at, too.
+    pub(super) is_whole: bool,
     /// Those of which the API server itself says that others hold them in this broker's place.
     pub(super) let_go: BTreeSet<i32>,
 }
@@ -37,8 +39,8 @@ pub(super) struct Wanted {
 pub(super) struct Replicas {
     context: Arc<Context>,
     store: Arc<Store>,
-    /// Under which name a topic was last published.
-    published: HashMap<Uuid, Arc<str>>,
+    /// The topics as they were last published.
+    published: HashMap<Uuid, Arc<Topic>>,
 }
 
 /// What this process is to be to a partition.
@@ -138,17 +140,27 @@ impl Replicas {
     /// The partitions of which this broker may delete what it has, if that is still so.
     pub(super) fn let_go(&self, wanted: &Wanted) -> Vec<i32> {
         let active = wanted.record.as_ref();
-        let active = active.is_some_and(|record| record.state == TopicState::Active);
-        let Some(held) = self.store.topic(wanted.topic_id).filter(|_| active) else {
+        if active.is_none_or(|record| record.state != TopicState::Active) {
             return Vec::new();
-        };
+        }
         let me = self.context.me;
-        let is_let_go = |(index, log): &(&i32, &StoredPartition)| {
+        let is_let_go = |(index, log): &(i32, StoredPartition)| {
             let lease = wanted.partitions.get(index);
             lease.is_some_and(|lease| is_let_go(me, lease, log.newest_epoch()))
         };
-        let let_go = held.partitions.iter().filter(is_let_go);
-        let_go.map(|(index, _)| *index).collect()
+        let let_go = self.held(wanted).into_iter().filter(is_let_go);
+        let_go.map(|(index, _)| index).collect()
+    }
+
+    /// What the store has of the partitions to look at.
+    fn held(&self, wanted: &Wanted) -> BTreeMap<i32, StoredPartition> {
+        let topic_id = wanted.topic_id;
+        if wanted.is_whole {
+            let topic = self.store.topic(topic_id);
+            return topic.map(|topic| topic.partitions).unwrap_or_default();
+        }
+        let held = |index: &i32| Some((*index, self.store.partition(topic_id, *index)?));
+        wanted.partitions.keys().filter_map(held).collect()
     }
 
     /// Deletes all that is held of the topic.
@@ -182,12 +194,10 @@ impl Replicas {
             .filter_map(|(index, lease)| Some((*index, wish(me, lease)?)))
             .collect();
         let indexes: Vec<i32> = wishes.keys().copied().collect();
-        let held = self
-            .store
-            .ensure_partitions(topic_id, &record.config.name, &indexes, config)?
-            .partitions;
-        let hosted = held.iter();
-        let hosted = hosted.map(|(index, log)| (*index, self.host((topic_id, *index), log)));
+        self.store
+            .ensure_partitions(topic_id, &record.config.name, &indexes, config)?;
+        let hosted = self.held(wanted).into_iter();
+        let hosted = hosted.map(|(index, log)| (index, self.host((topic_id, index), &log)));
         let (let_go, hosted): (BTreeMap<_, _>, BTreeMap<_, _>) =
             hosted.partition(|(index, _)| wanted.let_go.contains(index));
         // First, so that who is told that this broker no longer leads is told, too, who does.
@@ -270,22 +280,27 @@ impl Replicas {
         hosted: &BTreeMap<i32, Arc<HostedReplica>>,
         max_message_bytes: usize,
     ) {
-        let name: Arc<str> = record.config.name.as_str().into();
-        // Clients count partitions: one is known when all before it are.
-        let known = (0..).map_while(|index| wanted.partitions.get(&index).map(|l| (index, l)));
-        let partitions = known.map(|(index, lease)| describe(lease, hosted.get(&index).cloned()));
-        self.context.directory.publish(Topic {
-            name: name.clone(),
-            topic_id: wanted.topic_id,
-            max_message_bytes,
-            partitions: partitions.collect(),
-        });
-        self.published.insert(wanted.topic_id, name);
+        let topic_id = wanted.topic_id;
+        let partitions = wanted.partitions.iter();
+        let partitions =
+            partitions.map(|(index, lease)| (*index, describe(lease, hosted.get(index).cloned())));
+        if !wanted.is_whole {
+            // If it is not published, it could not be looked at as a whole, and will be.
+            if let Some(topic) = self.published.get(&topic_id) {
+                topic.set(partitions);
+            }
+            return;
+        }
+        let name = record.config.name.as_str().into();
+        let topic = Arc::new(Topic::new(name, topic_id, max_message_bytes));
+        topic.set(partitions);
+        self.context.directory.publish(topic.clone());
+        self.published.insert(topic_id, topic);
     }
 
     fn withdraw(&mut self, topic_id: Uuid) {
-        if let Some(name) = self.published.remove(&topic_id) {
-            self.context.directory.withdraw(&name, topic_id);
+        if let Some(topic) = self.published.remove(&topic_id) {
+            self.context.directory.withdraw(&topic.name, topic_id);
         }
         let Some(held) = self.store.topic(topic_id) else {
             return;

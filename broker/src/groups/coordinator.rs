@@ -121,13 +121,14 @@ async fn follow_topics(directory: Arc<Directory>, topics: watch::Sender<Topology
 }
 
 fn shape(topic: &Topic, racks: &BTreeMap<i32, Arc<str>>) -> Shape {
-    let rack = |partition: &Partition| racks.get(partition.replicas.first()?).cloned();
+    let rack = |partition: &Arc<Partition>| racks.get(partition.replicas.first()?).cloned();
+    let partitions = topic.partitions();
     Shape {
         id: topic.topic_id,
-        partitions: topic.partitions.len() as i32,
+        partitions: partitions.len() as i32,
         racks: match racks.is_empty() {
             true => Vec::new(),
-            false => topic.partitions.iter().map(rack).collect(),
+            false => partitions.iter().map(rack).collect(),
         },
     }
 }

@@ -126,7 +126,8 @@ fn volume(disk: &DiskSpace) -> Volume {
 /// What it takes at most to describe a topic.
 fn known_bytes(topic: &Topic) -> usize {
     let partition_bytes = |p: &Partition| PARTITION_BYTES + 8 * (p.replicas.len() + p.isr.len());
-    let partitions: usize = topic.partitions.iter().map(partition_bytes).sum();
+    let partitions = topic.partitions();
+    let partitions: usize = partitions.iter().map(|p| partition_bytes(p)).sum();
     TOPIC_BYTES + topic.name.len() + partitions
 }
 
@@ -137,7 +138,7 @@ fn absent_bytes(name: &str) -> usize {
 }
 
 fn describe(topic: &Topic) -> TopicMetadata {
-    let partitions = (0..).zip(&topic.partitions).map(|(index, partition)| {
+    let partitions = (0..).zip(topic.partitions()).map(|(index, partition)| {
         let led = partition.led();
         PartitionMetadata {
             partition: index,

@@ -107,14 +107,12 @@ impl Broker {
             .directory
             .topic(topic)
             .ok_or_else(|| ApiError::unknown_topic(topic))?;
-        let known = usize::try_from(partition)
-            .ok()
-            .and_then(|index| found.partitions.get(index));
-        let count = found.partitions.len();
-        let known = known.ok_or_else(|| ApiError::unknown_partition(topic, partition, count))?;
+        let known = found.partition(partition).ok_or_else(|| {
+            ApiError::unknown_partition(topic, partition, found.partition_count())
+        })?;
         match known.led() {
             Some(led) => Ok(led),
-            None => Err(self.not_leader(topic, partition, known)),
+            None => Err(self.not_leader(topic, partition, &known)),
         }
     }
 
@@ -126,7 +124,7 @@ impl Broker {
         }
         let found = self.directory.topic(topic);
         let found = found.ok_or_else(|| ApiError::unknown_topic(topic))?;
-        let count = found.partitions.len();
+        let count = found.partition_count();
         match usize::try_from(partition).is_ok_and(|index| index < count) {
             true => Ok(()),
             false => Err(ApiError::unknown_partition(topic, partition, count)),
@@ -139,12 +137,10 @@ impl Broker {
             error,
             StorageError::NotLed | StorageError::FencedLeader { .. }
         );
-        let index = usize::try_from(partition).unwrap_or(usize::MAX);
-        match self.directory.topic(topic).filter(|_| moved) {
-            Some(found) if index < found.partitions.len() => {
-                self.not_leader(topic, partition, &found.partitions[index])
-            }
-            _ => ApiError::storage(topic, partition, error),
+        let known = self.directory.topic(topic).filter(|_| moved);
+        match known.and_then(|found| found.partition(partition)) {
+            Some(known) => self.not_leader(topic, partition, &known),
+            None => ApiError::storage(topic, partition, error),
         }
     }
 

@@ -43,14 +43,10 @@ impl Broker {
     }
 
     fn not_coordinator(&self, NotCoordinator { topic, partition }: NotCoordinator) -> ApiError {
-        let known = self.directory.topic(topic);
         let partition = partition.unwrap_or_default();
-        let known = known.as_ref().and_then(|topic| {
-            let index = usize::try_from(partition).ok()?;
-            topic.partitions.get(index)
-        });
-        match known {
-            Some(known) => self.not_leader(topic, partition, known),
+        let known = self.directory.topic(topic);
+        match known.and_then(|topic| topic.partition(partition)) {
+            Some(known) => self.not_leader(topic, partition, &known),
             None => ApiError::new(
                 ErrorReason::NotLeader,
                 format!("the internal topic {topic} has not been made yet; try again in a moment"),

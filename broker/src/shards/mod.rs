@@ -231,16 +231,13 @@ impl<M: Machine> Shards<M> {
 
     fn partitions(&self) -> i32 {
         let topic = self.directory.topic(self.topic);
-        topic.map_or(0, |topic| topic.partitions.len() as i32)
+        topic.map_or(0, |topic| topic.partition_count() as i32)
     }
 
     /// The shard of a partition that this broker leads, begun if it is not.
     fn shard(&self, partition: i32) -> Option<mpsc::Sender<M::Request>> {
         let topic = self.directory.topic(self.topic)?;
-        let led = topic
-            .partitions
-            .get(usize::try_from(partition).ok()?)?
-            .led()?;
+        let led = topic.partition(partition)?.led()?;
         let mut shards = self.shards.lock();
         if let Some(handle) = shards.get(&partition)
             && handle.epoch == led.epoch

@@ -76,7 +76,9 @@ impl Store {
             report,
         } = recovery::recover(&db, &options)?;
         let mut held = Topics::default();
-        topics.into_iter().for_each(|topic| held.merge(topic));
+        for topic in topics {
+            held.merge(topic);
+        }
         let disk = Arc::new(DiskSpace::new(&options.path, options.min_free_bytes));
         let generations = Generations::new(Mutex::new(generations));
         // Before the writer runs: it knows nothing of them.

@@ -84,6 +84,17 @@ async fn append(
     store.append(vec![append]).await?.await.unwrap().remove(0)
 }
 
+/// Partitions of a broker of a Cluster.
+fn ensure_partitions(
+    store: &Store,
+    topic_id: Uuid,
+    indexes: &[i32],
+    config: LogConfig,
+) -> Result<StoredTopic, StorageError> {
+    store.ensure_partitions(topic_id, "t", indexes, config)?;
+    Ok(store.topic(topic_id).unwrap())
+}
+
 /// A partition of a broker of a Cluster.
 fn ensure_partition(
     store: &Store,
@@ -91,7 +102,7 @@ fn ensure_partition(
     index: i32,
     config: LogConfig,
 ) -> Result<StoredPartition, StorageError> {
-    let topic = store.ensure_partitions(topic_id, "t", &[index], config)?;
+    let topic = ensure_partitions(store, topic_id, &[index], config)?;
     Ok(topic.partitions[&index].clone())
 }
 

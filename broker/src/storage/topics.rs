@@ -4,7 +4,7 @@
 //! leads all of them. One that is claimed holds what it is told to, known by topic id, and leads what it is told to lead.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
     sync::Arc,
 };
 
@@ -56,17 +56,19 @@ impl Topics {
         ids.filter_map(|topic_id| self.by_id.get(topic_id))
     }
 
-    /// Adds a topic, or what it does not have yet of the partitions, and changes its configuration.
-    pub(super) fn merge(&mut self, topic: StoredTopic) {
-        match self.by_id.get_mut(&topic.topic_id) {
-            Some(held) => {
+    /// Adds a topic, or what it does not have yet of the partitions, and changes its configuration. The topic as it is then.
+    pub(super) fn merge(&mut self, topic: StoredTopic) -> &StoredTopic {
+        match self.by_id.entry(topic.topic_id) {
+            Entry::Occupied(held) => {
+                let held = held.into_mut();
                 held.config = topic.config;
                 held.partitions.extend(topic.partitions);
+                held
             }
-            None => {
+            Entry::Vacant(vacant) => {
                 let ids = self.by_name.entry(topic.name.clone()).or_default();
                 ids.push(topic.topic_id);
-                self.by_id.insert(topic.topic_id, topic);
+                vacant.insert(topic)
             }
         }
     }
@@ -180,18 +182,18 @@ impl Store {
             config,
             leader_epoch: Some(descriptor.incarnation),
         };
-        self.ensure(&mut descriptor, wanted)
+        self.ensure(&mut descriptor, wanted, StoredTopic::clone)
     }
 
-    /// For a broker of a Cluster: creates those of these partitions that are not held, with one write. They are not led. Returns all that is
-    /// held of the topic, which has the configuration from then on. Blocks.
+    /// For a broker of a Cluster: creates those of these partitions that are not held, with one write. They are not led. The topic has the
+    /// configuration from then on. Blocks.
     pub fn ensure_partitions(
         &self,
         topic_id: Uuid,
         name: &str,
         indexes: &[i32],
         config: LogConfig,
-    ) -> Result<StoredTopic, StorageError> {
+    ) -> Result<(), StorageError> {
         let mut descriptor = self.descriptor.lock();
         if descriptor.identity.is_none() {
             return Err(StorageError::Unclaimed);
@@ -203,43 +205,45 @@ impl Store {
             config,
             leader_epoch: None,
         };
-        self.ensure(&mut descriptor, wanted)
+        self.ensure(&mut descriptor, wanted, |_| ())
     }
 
-    /// Brings a topic to what is wanted. Changes of topics come one after another, since each holds the descriptor's lock;
-    /// whoever looks topics up meanwhile does not wait for the disk.
-    fn ensure(
+    /// Brings a topic to what is wanted, and reads something of it. Changes of topics come one after another, since each holds the descriptor's
+    /// lock; whoever looks topics up meanwhile does not wait for the disk.
+    fn ensure<T>(
         &self,
         descriptor: &mut StoreDescriptor,
         wanted: Wanted<'_>,
-    ) -> Result<StoredTopic, StorageError> {
-        let held = self.topic(wanted.topic_id);
-        let name: Arc<str> = match &held {
-            Some(topic) => topic.name.clone(),
-            None => wanted.name.into(),
-        };
-        let is_held = |index: &i32| {
-            let topic = held.as_ref();
-            topic.is_some_and(|topic| topic.partitions.contains_key(index))
-        };
+        read: impl FnOnce(&StoredTopic) -> T,
+    ) -> Result<T, StorageError> {
+        let mut missing: BTreeSet<i32> = wanted.indexes.iter().copied().collect();
+        let mut name: Arc<str> = wanted.name.into();
+        let mut is_changed = false;
+        if let Some(held) = self.topics.read().get(wanted.topic_id) {
+            missing.retain(|index| !held.partitions.contains_key(index));
+            is_changed = held.config != wanted.config;
+            if missing.is_empty() && !is_changed {
+                return Ok(read(held));
+            }
+            name = held.name.clone();
+        }
         let mut next = descriptor.clone();
         let mut batch = WriteBatch::default();
         let mut added = BTreeMap::new();
-        for &index in wanted.indexes.iter().filter(|index| !is_held(index)) {
-            added.entry(index).or_insert_with(|| {
-                let id = PartitionId(next.next_partition_id);
-                next.next_partition_id += 1;
-                let key = keys::partition(wanted.topic_id, index);
-                batch.put(key, encode_partition(id));
-                Arc::new(PartitionLog::new(
-                    id,
-                    (name.clone(), wanted.topic_id),
-                    index,
-                    wanted.config,
-                    Bounds::default(),
-                    wanted.leader_epoch,
-                ))
-            });
+        for index in missing {
+            let id = PartitionId(next.next_partition_id);
+            next.next_partition_id += 1;
+            let key = keys::partition(wanted.topic_id, index);
+            batch.put(key, encode_partition(id));
+            let log = PartitionLog::new(
+                id,
+                (name.clone(), wanted.topic_id),
+                index,
+                wanted.config,
+                Bounds::default(),
+                wanted.leader_epoch,
+            );
+            added.insert(index, Arc::new(log));
         }
         let topic = StoredTopic {
             name,
@@ -247,12 +251,6 @@ impl Store {
             config: wanted.config,
             partitions: added,
         };
-        let configured = held
-            .as_ref()
-            .is_some_and(|held| held.config == wanted.config);
-        if let (true, true, Some(held)) = (configured, topic.partitions.is_empty(), held) {
-            return Ok(held);
-        }
         next.put(&mut batch)?;
         let stored = TopicDescriptor {
             name: topic.name.to_string(),
@@ -265,12 +263,12 @@ impl Store {
             self.db.set_log_start(log.id, 0);
         }
         let mut topics = self.topics.write();
-        topics.merge(topic.clone());
-        let topic = topics.get(wanted.topic_id).cloned().unwrap_or(topic);
-        drop(topics);
-        for log in topic.partitions.values() {
-            log.set_config(wanted.config);
+        let topic = topics.merge(topic);
+        if is_changed {
+            for log in topic.partitions.values() {
+                log.set_config(wanted.config);
+            }
         }
-        Ok(topic)
+        Ok(read(topic))
     }
 }

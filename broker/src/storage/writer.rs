@@ -259,10 +259,34 @@ pub(super) struct Slot {
     pub producers: Producers,
     /// Producers that have changed in the active generation: stored when it is sealed, replayed from it until then.
     pub dirty_producers: HashSet<i64>,
+    stored: Stored,
     /// Of the group being written.
     staged: Vec<Staged>,
     staged_ended: Vec<Ended>,
     before: Option<Before>,
+}
+
+/// What a seal has stored of a partition and seldom changes, so that the next one writes it only if it did: with thousands of partitions in each
+/// generation, that is the greater part of what seals cost. `None` if it is not known.
+#[derive(Default)]
+struct Stored {
+    epochs: Option<Vec<u8>>,
+    ended: Option<Vec<u8>>,
+}
+
+impl Stored {
+    /// Adds the entry to a write, if it is another than what is stored.
+    fn put(
+        stored: &mut Option<Vec<u8>>,
+        key: impl AsRef<[u8]>,
+        value: Vec<u8>,
+        batch: &mut WriteBatch,
+    ) {
+        if stored.as_ref() != Some(&value) {
+            batch.put(key, &value);
+            *stored = Some(value);
+        }
+    }
 }
 
 /// A batch that is being written.
@@ -290,6 +314,7 @@ impl Slot {
             cumulative_bytes,
             producers: Producers::default(),
             dirty_producers: HashSet::new(),
+            stored: Stored::default(),
             staged: Vec::new(),
             staged_ended: Vec::new(),
             before: None,
@@ -860,27 +885,35 @@ impl Writer {
         let next = Generation(self.generation.0 + 1);
         let mut batch = WriteBatch::default();
         self.expire_producers(&mut batch);
-        for slot in self
-            .active
-            .partitions
-            .iter()
-            .filter_map(|id| self.slots.get(id))
-        {
+        for id in &self.active.partitions {
+            let Some(slot) = self.slots.get_mut(id) else {
+                continue;
+            };
             slot.put_sealed(&mut batch);
-            batch.put(keys::epochs(slot.log.id), slot.log.epochs().encode());
-            batch.put(keys::ended(slot.log.id), slot.log.settled_ended());
             slot.put_high_watermark(&mut batch);
+            let (epochs, ended) = (slot.log.epochs().encode(), slot.log.settled_ended());
+            let stored = &mut slot.stored;
+            Stored::put(&mut stored.epochs, keys::epochs(*id), epochs, &mut batch);
+            Stored::put(&mut stored.ended, keys::ended(*id), ended, &mut batch);
         }
         batch.put(keys::generation(self.generation), bytes.encode());
         batch.put(keys::ACTIVE_GENERATION, next.0.to_be_bytes());
         // Locked meanwhile: retention must find the generation's entry as soon as it finds its runs.
         let generations = self.generations.clone();
         let mut generations = generations.lock();
-        match self.tainted {
+        let written = match self.tainted {
             // What may follow the failed write in the WAL must never be replayed as part of this generation.
-            true => self.db.write_meta_durably(batch)?,
-            false => self.db.write_meta(batch)?,
+            true => self.db.write_meta_durably(batch),
+            false => self.db.write_meta(batch),
+        };
+        if written.is_err() {
+            for id in &self.active.partitions {
+                if let Some(slot) = self.slots.get_mut(id) {
+                    slot.stored = Stored::default();
+                }
+            }
         }
+        written?;
         for id in std::mem::take(&mut self.active.partitions) {
             if let Some(slot) = self.slots.get_mut(&id) {
                 slot.next_generation();
@@ -980,6 +1013,7 @@ impl Writer {
             .entry(log.id)
             .or_insert_with(|| Slot::new(log.clone(), offset, 0));
         slot.next_offset = offset;
+        slot.stored = Stored::default();
         self.db.set_log_start(log.id, offset);
         log.begin_at(offset);
         Ok(())
@@ -1048,6 +1082,7 @@ impl Writer {
         let mut ended = log.ended();
         ended.truncate(new_end);
         batch.put(keys::ended(log.id), ended.encode());
+        slot.stored = Stored::default();
         Compacted::cut(&self.db, log.id, new_end, &mut batch)?;
         let mut changed: BTreeMap<Generation, GenerationBytes> = BTreeMap::new();
         for (generation, bytes) in shrunk {

@@ -212,7 +212,7 @@ impl Courier {
         let now = Instant::now();
         untold.partitions.retain(|(topic, partition)| {
             let known = self.directory.topic(topic);
-            let there = known.is_some_and(|topic| (*partition as usize) < topic.partitions.len());
+            let there = known.is_some_and(|topic| topic.partition(*partition).is_some());
             if there {
                 missing_since.remove(topic);
                 return true;
@@ -248,9 +248,10 @@ impl Courier {
     }
 
     fn leader(&self, topic: &str, partition: i32) -> Option<String> {
-        let topic = self.directory.topic(topic)?;
-        let partition = topic.partitions.get(usize::try_from(partition).ok()?)?;
-        self.directory.leader(partition).map(|(_, address)| address)
+        let partition = self.directory.topic(topic)?.partition(partition)?;
+        self.directory
+            .leader(&partition)
+            .map(|(_, address)| address)
     }
 
     fn coordinator_of(&self, group: &str) -> Option<String> {

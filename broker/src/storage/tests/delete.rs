@@ -14,8 +14,8 @@ const TWO: Uuid = Uuid::from_u128(2);
 
 /// Partitions of topic `t`, led in epoch 1.
 fn led(store: &Store, topic_id: Uuid, indexes: &[i32]) -> Vec<StoredPartition> {
-    let topic = store.ensure_partitions(topic_id, "t", indexes, CONFIG);
-    let logs = logs_of(&topic.unwrap());
+    let topic = ensure_partitions(store, topic_id, indexes, CONFIG).unwrap();
+    let logs = logs_of(&topic);
     logs.iter().for_each(|log| log.lead(1).unwrap());
     logs
 }

@@ -90,9 +90,7 @@ async fn a_broker_of_a_cluster_leads_nothing_until_it_is_told_to() {
 async fn what_is_queued_when_leadership_changes_is_refused_and_the_log_stands_still() {
     let dir = tempfile::tempdir().unwrap();
     let store = open_claimed(dir.path());
-    let topic = store
-        .ensure_partitions(TOPIC, "t", &[0, 1], CONFIG)
-        .unwrap();
+    let topic = ensure_partitions(&store, TOPIC, &[0, 1], CONFIG).unwrap();
     let [log, other] = &logs_of(&topic)[..] else {
         unreachable!()
     };

@@ -61,9 +61,8 @@ async fn a_topics_configuration_reaches_all_its_partitions_and_survives_a_restar
     let dir = tempfile::tempdir().unwrap();
     let mut store = open_claimed(dir.path());
     for topic_id in [ONE, TWO] {
-        let indexes = [0, 4, 4];
-        let topic = store.ensure_partitions(topic_id, "t", &indexes, CONFIG);
-        assert_eq!(topic.unwrap().partitions.len(), 2);
+        let topic = ensure_partitions(&store, topic_id, &[0, 4, 4], CONFIG).unwrap();
+        assert_eq!(topic.partitions.len(), 2);
     }
     let smaller = LogConfig {
         max_message_bytes: 1000,
