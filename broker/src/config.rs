@@ -91,7 +91,10 @@ pub struct Config {
         value_name = "TIME"
     )]
     pub replica_lag: humantime::Duration,
-    /// Where /metrics, /healthz and /readyz are served (HTTP).
+    /// What this broker sends at most, in a second, to replicas that are behind: those that move, or come back. As much as it can if absent.
+    #[arg(long, env = "MILLRACE_CATCH_UP_RATE", value_name = "SIZE")]
+    pub catch_up_rate: Option<ByteSize>,
+    /// Where /metrics, /healthz, /readyz and /restartable are served (HTTP).
     #[arg(
         long,
         env = "MILLRACE_METRICS_LISTEN",
@@ -224,6 +227,8 @@ pub struct ServiceOptions {
     pub request_bytes: usize,
     /// Bytes of responses not yet sent at most, all together.
     pub response_bytes: usize,
+    /// Bytes that are sent in a second to followers that are behind, at most.
+    pub catch_up_rate: Option<u64>,
     /// Bytes that a client may send on one stream before the broker has read them.
     pub stream_window_bytes: u32,
     /// The same for all streams of a connection. With idle or slow readers it is what each connection can take.
@@ -274,6 +279,7 @@ impl Config {
             max_request_bytes: bytes(self.max_request),
             request_bytes: bytes(self.request_memory),
             response_bytes: bytes(self.response_memory),
+            catch_up_rate: self.catch_up_rate.map(|rate| rate.as_u64()),
             stream_window_bytes: 512 << 10,
             connection_window_bytes: 1 << 20,
             drain: self.drain.into(),

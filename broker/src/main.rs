@@ -142,7 +142,14 @@ async fn serve(
     let topics = store.topics();
     let partitions: usize = topics.iter().map(|topic| topic.partitions.len()).sum();
     info!(%address, topics = topics.len(), partitions, metrics = %config.metrics_listen, "ready");
-    readiness.set();
+    match members {
+        Some(member) => {
+            let gate = member.restart_gate();
+            readiness.set(move || gate.held_by());
+        }
+        // Nothing is gained by waiting.
+        None => readiness.set(Vec::new),
+    }
     let hand_over = async {
         asked_to_stop.cancelled().await;
         if let Some(member) = &members {

@@ -147,6 +147,8 @@ reasons! {
     VolumeFull,
     /// A broker's volume is nearly full.
     VolumeNearlyFull,
+    /// A broker's volume was on a node that is gone, and no other broker that is up has all that was on it.
+    VolumeLost,
     /// No broker is controller: leaders are not elected.
     NoController,
 

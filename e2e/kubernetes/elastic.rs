@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use millrace_e2e::kubernetes::{Kubernetes, Pods, cluster_with_topic, condition, is_well};
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::load::{begin, end, millrace, under_load};
 
@@ -40,18 +40,7 @@ fn sleep_and_wake(pods: &Pods<'_>) {
             .count()
     };
     let hibernate = |hibernated: bool| {
-        let patch = format!("{{\"spec\": {{\"hibernated\": {hibernated}}}}}");
-        let patch = [
-            "patch",
-            "-n",
-            namespace,
-            "cluster/main",
-            "--type",
-            "merge",
-            "-p",
-            &patch,
-        ];
-        installed.kubectl(&patch);
+        pods.patch_spec("cluster/main", &json!({"hibernated": hibernated}));
     };
     let before = count();
     hibernate(true);
@@ -74,13 +63,6 @@ fn sleep_and_wake(pods: &Pods<'_>) {
 
 fn come_and_go(pods: &Pods<'_>) {
     let (installed, namespace) = (&pods.installed, pods.namespace());
-    let patch = |object: &str, spec: &str| {
-        let patch = format!("{{\"spec\": {spec}}}");
-        let arguments = [
-            "patch", "-n", namespace, object, "--type", "merge", "-p", &patch,
-        ];
-        installed.kubectl(&arguments);
-    };
     let scale = |brokers: usize| {
         let replicas = format!("--replicas={brokers}");
         installed.kubectl(&["scale", "-n", namespace, "cluster/main", &replicas]);
@@ -104,12 +86,10 @@ fn come_and_go(pods: &Pods<'_>) {
 
     scale(5);
     whole("spread over five brokers", 5, 3, 6);
-    patch("topic/events", r#"{"replicationFactor": 4}"#);
+    pods.patch_spec("topic/events", &json!({"replicationFactor": 4}));
     whole("four replicas", 5, 4, 6);
-    patch(
-        "topic/events",
-        r#"{"replicationFactor": 3, "partitions": 12}"#,
-    );
+    let wider = json!({"replicationFactor": 3, "partitions": 12});
+    pods.patch_spec("topic/events", &wider);
     whole("three replicas of twelve partitions", 5, 3, 12);
     scale(3);
     // While partitions move.

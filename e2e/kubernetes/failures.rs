@@ -32,12 +32,13 @@ fn break_things(pods: &Pods<'_>) -> Vec<(&'static str, Duration)> {
     let (installed, namespace) = (&pods.installed, pods.namespace());
     // The broker whose node may be broken: the app is on the first one.
     let node = |id: &i32| pods.node(*id).filter(|node| node != "1");
-    let (broken, node) = (0..3).find_map(|id| Some((id, node(&id)?))).unwrap();
+    let broker_and_node = || (0..3).find_map(|id| Some((id, node(&id)?))).unwrap();
+    let (broken, node) = broker_and_node();
     let others: Vec<i32> = (0..3).filter(|id| *id != broken).collect();
     let mut times = Vec::new();
     let mut after = |what: &'static str| {
         let begun = Instant::now();
-        installed.wait(90, namespace, "topic/events", "whole", is_well);
+        installed.wait(120, namespace, "topic/events", "whole", is_well);
         times.push((what, begun.elapsed()));
     };
     let leader = |partition: usize| {
@@ -91,5 +92,14 @@ fn break_things(pods: &Pods<'_>) -> Vec<(&'static str, Duration)> {
     kill(1);
     sleep(Duration::from_secs(2));
     after("two of three brokers' processes killed");
+    // As when a machine is given back. Kubernetes' own controllers delete its pods, too, a minute later.
+    let (broken, node) = broker_and_node();
+    launcher(["node", "wipe", &node]).success();
+    installed.kubectl(&["delete", "node", &format!("node-{node}")]);
+    let pod = format!("pod/{}", Pods::pod(broken));
+    installed.kubectl(&["delete", "-n", namespace, &pod, "--force"]);
+    sleep(LONG);
+    after("a node gone for good, and a broker's volume with it");
+    launcher(["node", "start", &node]).success();
     times
 }

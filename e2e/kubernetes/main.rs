@@ -94,8 +94,8 @@ const INSTALLATIONS: &[(&str, Installation)] = &[
         elastic::brokers_and_replicas_come_and_go,
     ),
     (
-        "rollout::a_change_that_does_not_work_stops_at_one_broker",
-        rollout::a_change_that_does_not_work_stops_at_one_broker,
+        "rollout::versions_change_and_a_change_that_does_not_work_stops_at_one_broker",
+        rollout::versions_change_and_a_change_that_does_not_work_stops_at_one_broker,
     ),
     (
         "failures::nothing_acknowledged_is_lost",

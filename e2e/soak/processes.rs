@@ -22,6 +22,11 @@ const RESTART: Duration = Duration::from_secs(1);
 pub(crate) struct Processes {
     fleet: Fleet,
     volumes: bool,
+    /// This version's program, and another's if brokers go from one to the other.
+    program: PathBuf,
+    other: Option<PathBuf>,
+    /// How often one did.
+    changes: usize,
 }
 
 impl Processes {
@@ -42,10 +47,14 @@ impl Processes {
             }
             mounted.is_ok()
         };
+        if let Some(other) = &options.other_broker {
+            let there = other.is_file();
+            ensure!(there, "--other-broker: {} does not exist", other.display());
+        }
         let mut args = vec!["--durability".to_owned(), options.durability.clone()];
         args.extend_from_slice(&options.broker_args);
         let setup = FleetSetup {
-            program,
+            program: program.clone(),
             folder: folder.to_owned(),
             brokers: options.brokers,
             args,
@@ -69,7 +78,27 @@ impl Processes {
             fleet.create_topic(copy).await?;
             fleet.create_internal_topics(options.replicas).await?;
         }
-        Ok(Self { fleet, volumes })
+        Ok(Self {
+            fleet,
+            volumes,
+            program,
+            other: options.other_broker.clone(),
+            changes: 0,
+        })
+    }
+
+    /// Starts a broker that was taken away, in the other version than before.
+    fn start_again(&mut self, id: i32) -> Result<()> {
+        if let Some(other) = &self.other {
+            let broker = self.fleet.broker(id)?;
+            let next = match broker.program() == self.program {
+                true => other,
+                false => &self.program,
+            };
+            broker.set_program(next.clone());
+            self.changes += 1;
+        }
+        self.fleet.start_broker(id)
     }
 
     /// Ends them, and keeps their data even if it is on volumes that go with them.
@@ -158,7 +187,7 @@ impl Target for Processes {
             }
             match self.fleet.broker(id)?.state() {
                 State::Paused => self.fleet.broker(id)?.resume()?,
-                State::Off => self.fleet.start_broker(id)?,
+                State::Off => self.start_again(id)?,
                 State::On => {}
             }
         }
@@ -190,6 +219,12 @@ impl Target for Processes {
     }
 
     async fn end(&mut self) -> Result<Option<Vec<(i32, PathBuf)>>> {
+        if self.other.is_some() {
+            println!(
+                "brokers went {} times from one version to the other",
+                self.changes
+            );
+        }
         Ok(Some(self.fleet.end()))
     }
 }

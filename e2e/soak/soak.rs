@@ -79,6 +79,9 @@ pub(crate) struct Options {
     /// When brokers acknowledge: `os` or `fsync`. Without fsync a slow disk is no fault.
     #[arg(long, default_value = "fsync", value_parser = ["os", "fsync"])]
     pub(crate) durability: String,
+    /// Another version's broker, such as e2e/previous builds: a broker that was killed, restarted or wiped goes on in the other version than before.
+    #[arg(long, value_name = "PROGRAM", conflicts_with = "kubernetes")]
+    pub(crate) other_broker: Option<PathBuf>,
     /// One more argument for each broker that is a process.
     #[arg(long = "broker-arg", allow_hyphen_values = true)]
     pub(crate) broker_args: Vec<String>,

@@ -113,7 +113,12 @@ fn check_open_metrics(text: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn probes_answer() {
     let broker = Broker::setup().start();
-    for (path, status) in [("/healthz", 200), ("/readyz", 200), ("/nothing", 404)] {
+    for (path, status) in [
+        ("/healthz", 200),
+        ("/readyz", 200),
+        ("/restartable", 200),
+        ("/nothing", 404),
+    ] {
         assert_eq!(broker.get(path).status, status, "{path}");
     }
 }

@@ -21,7 +21,8 @@ use kube::{
     },
 };
 use millrace_crds::coordination::{
-    BrokerSession, CLUSTER_LABEL, ControllerState, Held, PartitionLease, Role, TopicState,
+    BrokerSession, CLUSTER_LABEL, ControllerState, Held, PartitionAssignment, PartitionLease, Role,
+    TopicState,
 };
 use parking_lot::Mutex;
 use tokio::{
@@ -168,6 +169,21 @@ impl Topics {
         let view = self.view.lock();
         let seen = view.partitions().get(&key)?;
         Some((seen.lease.clone(), seen.object.clone()))
+    }
+
+    /// The partitions of topics that are served, as `topic/partition`, of which that is so, given the topic's `min.insync.replicas`.
+    pub(super) fn named(&self, is: impl Fn(&PartitionAssignment, usize) -> bool) -> Vec<String> {
+        let view = self.view.lock();
+        let mut named = Vec::new();
+        for ((topic, index), seen) in view.partitions() {
+            let record = view.topics().get(topic);
+            if let Some(record) = record.filter(|record| record.state == TopicState::Active)
+                && is(&seen.lease.assignment, min_in_sync(record))
+            {
+                named.push(format!("{}/{index}", record.config.name));
+            }
+        }
+        named
     }
 
     /// Counts the partitions of which that is so.

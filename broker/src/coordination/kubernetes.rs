@@ -277,10 +277,31 @@ impl Member {
         info!(took = ?begun.elapsed(), "leaderships are handed over");
     }
 
+    /// To ask whether this process may stop.
+    pub fn restart_gate(&self) -> RestartGate {
+        RestartGate(self.context.clone())
+    }
+
     /// Gives up the session, last of all.
     pub async fn leave(self) {
         let _ = self.coordinator.await;
         self.renewal.leave().await;
+    }
+}
+
+/// Says whether the brokers can do without this one.
+pub struct RestartGate(Arc<Context>);
+
+impl RestartGate {
+    /// The partitions, as `topic/partition`, that can't: they would have fewer replicas in sync than `acks=all` needs.
+    pub fn held_by(&self) -> Vec<String> {
+        let context = &self.0;
+        let own = context.me.replica();
+        let lives = |replica: &&Replica| **replica == own || !context.peers.get(replica.id).gone;
+        context.topics.named(|assignment, min_in_sync| {
+            let in_sync = assignment.isr.iter().filter(lives).count();
+            assignment.isr.contains(&own) && assignment.spares_none(in_sync, min_in_sync)
+        })
     }
 }
 

@@ -44,6 +44,6 @@ pub(crate) mod view;
 
 pub use api::ConnectError;
 pub use coordinator::Timing;
-pub use kubernetes::{JoinError, Member, Membership};
+pub use kubernetes::{JoinError, Member, Membership, RestartGate};
 pub use membership::SessionLost;
 pub use session::ClaimError;

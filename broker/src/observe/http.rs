@@ -1,9 +1,6 @@
-//! `/metrics`, `/healthz` and `/readyz` over plain HTTP, on a port of their own.
+//! `/metrics`, `/healthz`, `/readyz` and `/restartable` over plain HTTP, on a port of their own.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::{Arc, OnceLock};
 
 use axum::{
     Router,
@@ -23,19 +20,29 @@ use crate::storage::{DiskState, Store};
 pub struct Readiness {
     store: Arc<Store>,
     stop: CancellationToken,
-    ready: Arc<AtomicBool>,
+    serves: Arc<OnceLock<HeldBy>>,
 }
+
+/// The partitions that can't do without this broker.
+type HeldBy = Box<dyn Fn() -> Vec<String> + Send + Sync>;
+
+/// How many of them an answer names.
+const NAMED: usize = 10;
 
 impl Readiness {
     /// Not yet.
     pub fn new(store: Arc<Store>, stop: CancellationToken) -> Self {
-        let ready = Arc::default();
-        Self { store, stop, ready }
+        Self {
+            store,
+            stop,
+            serves: Arc::default(),
+        }
     }
 
-    /// From now on it does, until it is told to stop.
-    pub fn set(&self) {
-        self.ready.store(true, Ordering::Release);
+    /// From now on it does, until it is told to stop, and by this it is known which partitions can't do without it.
+    pub fn set(&self, held_by: impl Fn() -> Vec<String> + Send + Sync + 'static) {
+        // It is set once.
+        let _ = self.serves.set(Box::new(held_by));
     }
 }
 
@@ -55,6 +62,7 @@ pub async fn serve(
         .route("/metrics", get(scrape))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
+        .route("/restartable", get(restartable))
         .with_state(Observed { metrics, readiness });
     axum::serve(listener, router).await
 }
@@ -85,7 +93,7 @@ async fn ready(State(observed): State<Observed>) -> impl IntoResponse {
     if readiness.stop.is_cancelled() {
         return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n");
     }
-    if !readiness.ready.load(Ordering::Acquire) {
+    if readiness.serves.get().is_none() {
         return (StatusCode::SERVICE_UNAVAILABLE, "starting\n");
     }
     match readiness.store.disk().state() {
@@ -99,4 +107,25 @@ async fn ready(State(observed): State<Observed>) -> impl IntoResponse {
             "ready, but a write has failed: see the broker's log\n",
         ),
     }
+}
+
+/// Whether it may be restarted: for whoever restarts pods or nodes by other means than the operator or evictions, which ask for themselves.
+async fn restartable(State(observed): State<Observed>) -> (StatusCode, String) {
+    let Some(held_by) = observed.readiness.serves.get() else {
+        return (StatusCode::OK, "yes: it does not serve yet\n".to_owned());
+    };
+    let held_by = held_by();
+    if held_by.is_empty() {
+        return (StatusCode::OK, "yes\n".to_owned());
+    }
+    let some = held_by[..held_by.len().min(NAMED)].join(", ");
+    let more = match held_by.len() > NAMED {
+        true => ", …",
+        false => "",
+    };
+    let text = format!(
+        "no: {} partitions would have fewer replicas in sync than acks=all needs: {some}{more}\n",
+        held_by.len()
+    );
+    (StatusCode::CONFLICT, text)
 }

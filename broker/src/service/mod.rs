@@ -7,6 +7,7 @@ mod group;
 mod memory;
 mod messages;
 mod metadata;
+mod pace;
 mod participant;
 mod producer;
 mod replication;
@@ -33,6 +34,7 @@ use tower::ServiceBuilder;
 use self::{
     error::ApiError,
     memory::{RequestBudget, ResponseBudget, hold_memory},
+    pace::Pace,
 };
 use crate::{
     config::ServiceOptions,
@@ -58,6 +60,8 @@ pub struct Broker {
     cluster_id: String,
     metrics: Arc<Metrics>,
     response_memory: ResponseBudget,
+    /// Of what is sent to followers that are behind.
+    catch_up: Pace,
     disk_reads: Semaphore,
     groups: Arc<Groups>,
     transactions: Arc<Transactions>,
@@ -96,6 +100,7 @@ impl Broker {
             cluster_id,
             metrics,
             response_memory: ResponseBudget::new(options.response_bytes),
+            catch_up: Pace::new(options.catch_up_rate),
             disk_reads: Semaphore::new(MAX_DISK_READS),
             stop,
         })

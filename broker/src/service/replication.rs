@@ -350,7 +350,7 @@ impl Session {
         ReplicateResponse { partitions }
     }
 
-    /// Reads for one partition at a time, so that those who are behind share the disk.
+    /// Reads for one partition at a time, so that those who are behind share the disk, and below the rate for all of them.
     fn start_reading(&mut self) {
         if self.reading.is_some() || self.unacknowledged >= WINDOW_BYTES {
             return;
@@ -361,13 +361,20 @@ impl Session {
         let Some(sending) = self.partitions.get(&handle) else {
             return;
         };
-        let (store, log) = (self.broker.store.clone(), sending.replica.log().clone());
+        let (broker, log) = (self.broker.clone(), sending.replica.log().clone());
         let next = sending.next;
-        let read = move || store.read_disk(&log, next, MESSAGE_BYTES, true, UpTo::LogEnd);
-        let read = tokio::task::spawn_blocking(read).map(move |done| {
+        let read = async move {
+            broker.catch_up.turn().await;
+            let store = broker.store.clone();
+            let read = move || store.read_disk(&log, next, MESSAGE_BYTES, true, UpTo::LogEnd);
+            let done = tokio::task::spawn_blocking(read).await;
             let failed = |error| Err(StorageError::Rocks(format!("a read failed: {error}")));
-            (handle, done.unwrap_or_else(failed))
-        });
+            let read = done.unwrap_or_else(failed);
+            broker
+                .catch_up
+                .sent(read.as_ref().map_or(0, |read| read.bytes));
+            (handle, read)
+        };
         self.reading = Some(read.boxed());
     }
 

@@ -35,7 +35,7 @@ use super::{
     Compaction, Generation, PartitionId, PartitionLog, StorageError, StorageOptions,
     db::Db,
     keys,
-    retention::{bury, millis},
+    retention::{bury, millis, put_generations},
     run::Run,
     transactions::Ended,
     writer::{GenerationBytes, Generations},
@@ -371,7 +371,7 @@ impl Compactor {
         let mut changed: BTreeMap<Generation, GenerationBytes> = BTreeMap::new();
         for run in &pass.runs {
             batch.delete(keys::run(log.id, run.last_offset));
-            bury(&table, &mut changed, run);
+            bury(&table, &mut changed, run.generation, run.bytes);
         }
         let (old, new) = (bytes(&pass.runs), bytes(&runs));
         // What comes after keeps its place: what is gone is counted as removed from the front.
@@ -390,9 +390,7 @@ impl Compactor {
             };
             changed.insert(run.generation, entry);
         }
-        for (generation, bytes) in &changed {
-            batch.put(keys::generation(*generation), bytes.encode());
-        }
+        put_generations(&changed, &mut batch);
         let mut compacted = pass.before.clone();
         compacted.look(pass.end, pass.config.delete_retention, pass.now_ms);
         compacted.first = runs.first().map_or(compacted.first, |run| run.generation);

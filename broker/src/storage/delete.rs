@@ -23,6 +23,7 @@ use super::{
     Generation, PartitionId, StorageError, Store, StoredPartition,
     db::Db,
     keys,
+    retention::{bury, put_generations},
     writer::{Command, GenerationBytes, Generations},
 };
 
@@ -129,7 +130,7 @@ fn clear_some(
     // Locked from before the runs are read until their bytes are counted as dead: retention must not count one, too.
     let mut table = generations.lock();
     let mut batch = WriteBatch::default();
-    let mut dead: BTreeMap<Generation, u64> = BTreeMap::new();
+    let mut changed: BTreeMap<Generation, GenerationBytes> = BTreeMap::new();
     let mut done = BTreeSet::new();
     for &id in marked.iter() {
         let mut all = true;
@@ -137,7 +138,7 @@ fn clear_some(
             all = batch.len() < CHUNK;
             if all {
                 batch.delete(keys::run(id, run.last_offset));
-                *dead.entry(run.generation).or_default() += run.bytes;
+                bury(&table, &mut changed, run.generation, run.bytes);
             }
             Ok(all)
         })?;
@@ -160,17 +161,7 @@ fn clear_some(
             break;
         }
     }
-    let mut changed: BTreeMap<Generation, GenerationBytes> = BTreeMap::new();
-    for (generation, bytes) in dead {
-        if let Some(entry) = table.get(&generation) {
-            let entry = GenerationBytes {
-                live: entry.live.saturating_sub(bytes),
-                ..*entry
-            };
-            batch.put(keys::generation(generation), entry.encode());
-            changed.insert(generation, entry);
-        }
-    }
+    put_generations(&changed, &mut batch);
     db.write_meta(batch)?;
     table.extend(changed);
     marked.retain(|id| !done.contains(id));

@@ -66,15 +66,26 @@ pub(super) fn apply(
     remove(db, &mut table, log, &dead)
 }
 
-/// Takes a run's bytes out of what its generation has of use, in what is to follow the table.
+/// Takes bytes of runs out of what their generation has of use, in what is to follow the table.
 pub(super) fn bury(
     table: &BTreeMap<Generation, GenerationBytes>,
     changed: &mut BTreeMap<Generation, GenerationBytes>,
-    run: &Run,
+    generation: Generation,
+    bytes: u64,
 ) {
-    if let Some(bytes) = table.get(&run.generation) {
-        let entry = changed.entry(run.generation).or_insert(*bytes);
-        entry.live = entry.live.saturating_sub(run.bytes);
+    if let Some(known) = table.get(&generation) {
+        let entry = changed.entry(generation).or_insert(*known);
+        entry.live = entry.live.saturating_sub(bytes);
+    }
+}
+
+/// Adds to a write what is stored of generations.
+pub(super) fn put_generations(
+    changed: &BTreeMap<Generation, GenerationBytes>,
+    batch: &mut WriteBatch,
+) {
+    for (generation, bytes) in changed {
+        batch.put(keys::generation(*generation), bytes.encode());
     }
 }
 
@@ -98,11 +109,9 @@ fn remove(
     for run in dead {
         batch.delete(keys::run(log.id, run.last_offset));
         freed += run.bytes;
-        bury(table, &mut changed, run);
+        bury(table, &mut changed, run.generation, run.bytes);
     }
-    for (generation, bytes) in &changed {
-        batch.put(keys::generation(*generation), bytes.encode());
-    }
+    put_generations(&changed, &mut batch);
     db.write_meta_durably(batch)?;
     table.extend(changed);
     db.set_log_start(log.id, log_start);

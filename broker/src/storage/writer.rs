@@ -29,6 +29,7 @@ use super::{
     keys,
     log::Published,
     producers::{Producer, Producers, SequenceError, Verdict},
+    retention::{bury, put_generations},
     run::Run,
     syncer::{Completion, Syncer},
     transactions::Ended,
@@ -1056,7 +1057,7 @@ impl Writer {
         let mut batch = WriteBatch::default();
         let mut cumulative = slot.cumulative_bytes;
         let mut new_end = slot.next_offset.min(offset);
-        let mut shrunk: BTreeMap<Generation, u64> = BTreeMap::new();
+        let mut changed: BTreeMap<Generation, GenerationBytes> = BTreeMap::new();
         for run in self.db.runs(log.id, offset)? {
             let cut = self.db.batches_from(log.id, &run, offset)?;
             batch.delete(keys::run(log.id, run.last_offset));
@@ -1071,7 +1072,7 @@ impl Writer {
             }
             cumulative -= cut.bytes;
             new_end = new_end.min(cut.first_offset);
-            *shrunk.entry(run.generation).or_default() += cut.bytes;
+            bury(&generations, &mut changed, run.generation, cut.bytes);
         }
         let producers_before = slot.forget_batches(new_end);
         // Now, since a generation from which everything was cut is not sealed.
@@ -1084,17 +1085,7 @@ impl Writer {
         batch.put(keys::ended(log.id), ended.encode());
         slot.stored = Stored::default();
         Compacted::cut(&self.db, log.id, new_end, &mut batch)?;
-        let mut changed: BTreeMap<Generation, GenerationBytes> = BTreeMap::new();
-        for (generation, bytes) in shrunk {
-            if let Some(entry) = generations.get(&generation) {
-                let entry = GenerationBytes {
-                    live: entry.live.saturating_sub(bytes),
-                    ..*entry
-                };
-                batch.put(keys::generation(generation), entry.encode());
-                changed.insert(generation, entry);
-            }
-        }
+        put_generations(&changed, &mut batch);
         if let Err(error) = self.db.write_meta_durably(batch) {
             for (producer_id, before) in producers_before {
                 slot.producers.restore(producer_id, before);

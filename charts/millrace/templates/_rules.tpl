@@ -46,6 +46,10 @@
 - apiGroups: [""]
   resources: [nodes, namespaces]
   verbs: [get, list, watch]
+# Of a broker that finds no node: whether its volume was on one that is gone.
+- apiGroups: [""]
+  resources: [persistentvolumes]
+  verbs: [get]
 - apiGroups: [storage.k8s.io]
   resources: [storageclasses]
   verbs: [get, list, watch]

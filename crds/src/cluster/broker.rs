@@ -90,6 +90,12 @@ pub struct BrokerConfig {
     #[x_kube(validation = time_between("replicaLag", "2s", "1h"))]
     pub replica_lag: Option<String>,
 
+    /// What a broker sends at most, in a second, to replicas that are behind, such as `50MiB`: those that move to another broker, and those that come back. As much
+    /// as it can if absent; what is new goes before it anyhow.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = size_between("catchUpRate", "64Ki", "1Ti"))]
+    pub catch_up_rate: Option<ByteQuantity>,
+
     /// How long clients may take to end their streams when a broker stops. What was accepted is finished in any case.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_TIME_LENGTH), regex(pattern = TIME_PATTERN))]

@@ -85,6 +85,12 @@ impl PartitionAssignment {
     pub fn lease_name(&self, cluster: &str) -> String {
         format!("{cluster}-{}-{}", self.topic_id, self.partition)
     }
+
+    /// Whether none of so many replicas that are in sync can be spared: without one of them there would be fewer than `acks=all` needs. Where that needs all
+    /// replicas, no restart can spare one.
+    pub fn spares_none(&self, in_sync: usize, min_in_sync: usize) -> bool {
+        in_sync <= min_in_sync && self.replicas.len() > min_in_sync
+    }
 }
 
 impl PartitionLease {

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
@@ -91,6 +91,16 @@ impl BrokerProcess {
             (Some(_), true) => State::Paused,
             (Some(_), false) => State::On,
         }
+    }
+
+    /// What it runs.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// Runs another program from its next start on.
+    pub fn set_program(&mut self, program: PathBuf) {
+        self.program = program;
     }
 
     pub(super) fn start(&mut self) -> Result<i32> {

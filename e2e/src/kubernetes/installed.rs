@@ -89,6 +89,26 @@ impl<'a> Installed<'a> {
         (this, took)
     }
 
+    /// Brings the image of the release before this one to the nodes, if `e2e/previous` has built its programs. Its name.
+    ///
+    /// # Panics
+    /// If it can't be built or loaded.
+    pub fn provide_previous(&self) -> Option<String> {
+        let folder = repository().join("target/previous");
+        if !folder.join("built").is_file() {
+            return None;
+        }
+        let mut build = Command::new(repository().join("charts/images/build"));
+        build.arg("broker");
+        build.env("CARGO_TARGET_DIR", &folder);
+        build.env("MILLRACE_IMAGE_REGISTRY", "localhost");
+        build.env("MILLRACE_IMAGE_TAG", "previous");
+        run(&mut build, None, BUILT_WITHIN).success();
+        let archive = folder.join("images/millrace-broker.tar");
+        launcher(["load", &archive.display().to_string()]).success();
+        Some("localhost/millrace-broker:previous".to_owned())
+    }
+
     /// Runs `kubectl`, which must succeed, and returns what it prints.
     ///
     /// # Panics
@@ -160,7 +180,6 @@ impl<'a> Installed<'a> {
     /// If it does not become ready.
     #[track_caller]
     pub fn delete_pod(&self, seconds: u64, namespace: &str, pod: &str) {
-        let uid = |pod: Option<&Value>| pod.map(|pod| pod["metadata"]["uid"].clone());
         let before = uid(self.get(namespace, pod).as_ref());
         self.kubectl(&["delete", "-n", namespace, pod, "--wait=false"]);
         self.wait(seconds, namespace, pod, "made again and ready", |pod| {
@@ -252,6 +271,11 @@ impl Drop for Installed<'_> {
             self.helm_uninstall();
         }
     }
+}
+
+/// What tells an object from its successor of the same name.
+pub fn uid(object: Option<&Value>) -> Option<Value> {
+    Some(object?["metadata"]["uid"].clone())
 }
 
 /// A condition of an object: its status, reason and message.

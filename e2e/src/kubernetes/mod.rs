@@ -15,7 +15,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{Finished, repository, run};
-pub use installed::{Installed, cluster_with_topic, condition, is_ready, is_well};
+pub use installed::{Installed, cluster_with_topic, condition, is_ready, is_well, uid};
 pub use pods::{CutFrom, Pods};
 
 /// The first time, its programs are built.

@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::Signal;
+use serde_json::{Value, json};
 
 use super::{Installed, launcher};
 use crate::leases::CLUSTER;
@@ -57,6 +58,18 @@ impl<'a> Pods<'a> {
         let delete = ["delete", "-n", namespace];
         self.installed.kubectl(&[&delete, objects].concat());
         self.installed.kubectl(&["delete", "namespace", namespace]);
+    }
+
+    /// Merges this into the spec of an object.
+    ///
+    /// # Panics
+    /// If that is refused.
+    #[track_caller]
+    pub fn patch_spec(&self, object: &str, spec: &Value) {
+        let patch = json!({ "spec": spec }).to_string();
+        let to = ["patch", "-n", &self.namespace, object];
+        let patch = [&to[..], &["--type", "merge", "-p", &patch]].concat();
+        self.installed.kubectl(&patch);
     }
 
     /// Where the brokers are.

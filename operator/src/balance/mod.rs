@@ -59,6 +59,8 @@ pub(crate) struct Plan {
     pub(crate) needed: Vec<Move>,
     /// What evens the load out.
     pub(crate) balancing: Vec<Move>,
+    /// That is for how much brokers hold, whose numbers of replicas are even.
+    pub(crate) by_bytes: bool,
     /// Partitions that move already.
     pub(crate) moving: usize,
     /// Partitions whose replicas are the right ones, of which one that is up is not in sync yet.
@@ -113,6 +115,7 @@ pub(crate) fn plan(staying: &[Candidate], alive: &BTreeSet<i32>, partitions: &[P
         plan.balancing = even_out(&settled, &brokers, &able, &mut loads);
         if plan.balancing.is_empty() && settled.len() == partitions.len() {
             plan.balancing = bytes::even_out(&settled, &brokers);
+            plan.by_bytes = !plan.balancing.is_empty();
         }
     }
     plan

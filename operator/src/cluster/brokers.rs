@@ -39,7 +39,7 @@ impl Brokers {
     }
 
     /// The broker of a pod; none if the id that it would propose is another pod's.
-    fn id(&self, ordinal: i32) -> Option<i32> {
+    pub(super) fn id(&self, ordinal: i32) -> Option<i32> {
         let pod = self.pod_name(ordinal);
         let mine = self.sessions.iter().filter(|(_, b)| b.session.pod == pod);
         // A volume that was replaced leaves the session of the broker that was on it.

@@ -9,6 +9,7 @@ mod objects;
 mod removal;
 mod restart;
 mod status;
+mod stranded;
 mod support;
 mod sweep;
 
@@ -22,13 +23,15 @@ use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use kube::ResourceExt;
 use kube::api::{DeleteParams, ListParams, Preconditions};
+use kube::core::NamespaceResourceScope;
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
+use kube::{Resource, ResourceExt};
 use millrace_crds::conditions::Reason;
 use millrace_crds::coordination::{PartitionAssignment, TopicState};
 use millrace_crds::{Cluster, is_internal_topic};
+use serde::de::DeserializeOwned;
 use serde_json::json;
 use tracing::info;
 
@@ -255,6 +258,8 @@ async fn act(
     }
     outcome.growing = growth.growing;
     outcome.problem = growth.problem;
+    let stranded = stranded::replace(context, cluster, id, seen).await?;
+    outcome.problem = stranded.or(outcome.problem.take());
     if let Some(set) = set {
         let restart = restart(set, &seen.brokers.pods, seen.controller, &seen.needed);
         outcome.restart = Some(restart);
@@ -327,15 +332,8 @@ async fn restart_broker(
         return Ok(());
     };
     let name = pod.name_any();
-    // This pod, not its successor.
-    let params = DeleteParams::default().preconditions(Preconditions {
-        uid: pod.uid(),
-        resource_version: None,
-    });
-    let pods = context.api::<Pod>(&pod.namespace().unwrap_or_default());
-    match pods.delete(&name, &params).await {
-        Err(error) if not_found(&error) || conflict(&error) => return Ok(()),
-        answer => answer.map(drop).doing(|| format!("delete Pod {name}"))?,
+    if !delete::<Pod>(context, pod).await? {
+        return Ok(());
     }
     info!(pod = name, "restarted for a change of its pod");
     let note = format!("{name} restarts: its pod is not as the Cluster's spec says any more");
@@ -343,6 +341,29 @@ async fn restart_broker(
         .event(cluster, EventType::Normal, "RestartingBroker", note)
         .await;
     Ok(())
+}
+
+/// Deletes this object, not its successor. Whether it was there.
+async fn delete<K>(context: &Context, object: &K) -> Result<bool, Error>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + DeserializeOwned
+        + std::fmt::Debug,
+{
+    let name = object.name_any();
+    let params = DeleteParams::default().preconditions(Preconditions {
+        uid: object.uid(),
+        resource_version: None,
+    });
+    let api = context.api::<K>(&object.namespace().unwrap_or_default());
+    match api.delete(&name, &params).await {
+        Err(error) if not_found(&error) || conflict(&error) => Ok(false),
+        answer => {
+            answer.doing(|| format!("delete {} {name}", K::kind(&())))?;
+            Ok(true)
+        }
+    }
 }
 
 /// Why brokers do not come up.

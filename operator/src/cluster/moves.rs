@@ -99,7 +99,7 @@ impl Moves {
         });
         let proposal = match under_way.and_then(|before| before.proposal.clone()) {
             Some(proposal) => Some(proposal),
-            None => (!plan.balancing.is_empty()).then(|| id_of(&plan.balancing)),
+            None => (!plan.balancing.is_empty()).then(|| id_of(&plan)),
         };
         let approved = match cluster.spec.rebalance.mode {
             RebalanceMode::Auto => true,
@@ -202,8 +202,15 @@ fn partition(factor: usize, assignment: &PartitionAssignment, bytes: Option<u64>
     }
 }
 
-fn id_of(moves: &[Move]) -> String {
-    let each = moves.iter().map(|step| json!([step.key, step.replicas]));
+/// What a person approves. Which partitions even bytes out best changes while they are written to: there it is between which brokers.
+fn id_of(plan: &Plan) -> String {
+    let moves = plan.balancing.iter();
+    if plan.by_bytes {
+        let gaining =
+            moves.flat_map(|step| step.replicas.iter().filter(|id| !step.from.contains(id)));
+        return hash::of(&json!({"byBytes": gaining.collect::<BTreeSet<_>>()}));
+    }
+    let each = moves.map(|step| json!([step.key, step.replicas]));
     hash::of(&each.collect())
 }
 
@@ -253,6 +260,11 @@ mod tests {
 
     /// Of a topic of six partitions with one replica each, the first `moved` of which are on broker 1 and all others on broker 0.
     fn moves(cluster: &Cluster, moved: i32) -> Moves {
+        moves_of(cluster, moved, [None; 6])
+    }
+
+    /// The same, of so many GiB each.
+    fn moves_of(cluster: &Cluster, moved: i32, sizes: [Option<u64>; 6]) -> Moves {
         let brokers = Brokers {
             cluster: "main".to_owned(),
             sessions: BTreeMap::new(),
@@ -265,7 +277,7 @@ mod tests {
             factor: 1,
             replicas: vec![i32::from(index < moved)],
             in_sync: [i32::from(index < moved)].into(),
-            bytes: None,
+            bytes: sizes[index as usize].map(|size| size << 30),
         };
         let mut partitions: Vec<_> = (0..6).map(held).collect();
         Moves::new(cluster, &brokers, &alive, &mut partitions)
@@ -317,5 +329,19 @@ mod tests {
         let other = cluster("Manual", Some(&proposed), Some("another"));
         assert!(!moves(&other, 0).is_busy(), "that was not proposed");
         assert_eq!(moves(&auto, 3).status(&auto, &later), None);
+    }
+
+    #[test]
+    fn evening_out_bytes_is_approved_whatever_sizes_have_become() {
+        let manual = cluster("Manual", None, None);
+        let proposed = |sizes: [u64; 6]| {
+            let found = moves_of(&manual, 3, sizes.map(Some));
+            let status = found.status(&manual, &at("2026-01-01T00:00:00Z"))?;
+            status.proposal
+        };
+        assert_eq!(proposed([2; 6]), None);
+        let first = proposed([9, 5, 1, 1, 1, 1]);
+        assert!(first.is_some());
+        assert_eq!(proposed([5, 9, 2, 1, 1, 1]), first);
     }
 }

@@ -21,13 +21,12 @@ pub(super) struct Restart {
     pub(super) next: Option<i32>,
 }
 
-/// The brokers that must not stop now: without one of them a partition would have fewer replicas in sync than `acks=all` needs. Of each
-/// partition its `min.insync.replicas`; where that is all of its replicas no restart can spare it.
+/// The brokers that must not stop now, since partitions can spare none of those that are in sync. Of each partition its `min.insync.replicas`.
 pub(super) fn needed<'a>(
     partitions: impl Iterator<Item = (&'a PartitionAssignment, usize)>,
 ) -> BTreeSet<i32> {
     let short = partitions.filter(|(assignment, min_in_sync)| {
-        assignment.isr.len() <= *min_in_sync && assignment.replicas.len() > *min_in_sync
+        assignment.spares_none(assignment.isr.len(), *min_in_sync)
     });
     let in_sync = short.flat_map(|(assignment, _)| &assignment.isr);
     in_sync.map(|replica| replica.id).collect()

@@ -52,7 +52,7 @@ pub(super) struct Broker {
     metrics: Arc<Metrics>,
     stop: CancellationToken,
     joining: Option<JoinHandle<Result<Member, JoinError>>>,
-    member: Option<Member>,
+    pub(super) member: Option<Member>,
     runtime: Option<Runtime>,
 }
 

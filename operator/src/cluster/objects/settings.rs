@@ -106,6 +106,10 @@ fn written(config: &BrokerConfig) -> impl Iterator<Item = (&'static str, String)
             text(config.producer_expiration.as_ref()),
         ),
         ("MILLRACE_REPLICA_LAG", text(config.replica_lag.as_ref())),
+        (
+            "MILLRACE_CATCH_UP_RATE",
+            text(config.catch_up_rate.as_ref()),
+        ),
         ("MILLRACE_DRAIN", text(config.drain.as_ref())),
         ("MILLRACE_LOG_JSON", json.then(|| "true".to_owned())),
         ("RUST_LOG", config.log.level.clone()),

@@ -107,7 +107,7 @@ fn each_setting_reaches_the_broker_under_the_name_that_it_reads() {
         "config": {
             "writeBuffer": "32MiB", "writeBuffers": 4, "writeBufferAge": "5m", "blockCache": "64Mi", "tailCache": "8MiB",
             "requestMemory": "40MiB", "responseMemory": "50MiB", "maxRequest": 1048576, "maxConnections": 500,
-            "minFreeDisk": "1GiB", "retentionInterval": "10s", "producerExpiration": "1d", "replicaLag": "30s", "drain": "7s",
+            "minFreeDisk": "1GiB", "retentionInterval": "10s", "producerExpiration": "1d", "replicaLag": "30s", "catchUpRate": "50MiB", "drain": "7s",
             "log": {"level": "debug", "format": "Json"},
         },
     }));
@@ -136,6 +136,7 @@ fn each_setting_reaches_the_broker_under_the_name_that_it_reads() {
             "MILLRACE_RETENTION_INTERVAL": "10s",
             "MILLRACE_PRODUCER_EXPIRATION": "1d",
             "MILLRACE_REPLICA_LAG": "30s",
+            "MILLRACE_CATCH_UP_RATE": "50MiB",
             "MILLRACE_DRAIN": "7s",
             "MILLRACE_LOG_JSON": "true",
             "RUST_LOG": "debug",
