@@ -91,8 +91,9 @@ pub struct Config {
         value_name = "TIME"
     )]
     pub replica_lag: humantime::Duration,
-    /// What this broker sends at most, in a second, to replicas that are behind: those that move, or come back. As much as it can if absent.
-    #[arg(long, env = "MILLRACE_CATCH_UP_RATE", value_name = "SIZE")]
+    /// What this broker sends at most in a second, on average, to replicas that are not in sync: those that move, or come back. They never are if more than that is
+    /// written. As much as it can if absent.
+    #[arg(long, env = "MILLRACE_CATCH_UP_RATE", value_parser = rate, value_name = "SIZE")]
     pub catch_up_rate: Option<ByteSize>,
     /// Where /metrics, /healthz, /readyz and /restartable are served (HTTP).
     #[arg(
@@ -289,6 +290,16 @@ impl Config {
 
 fn bytes(size: ByteSize) -> usize {
     usize::try_from(size.as_u64()).unwrap_or(usize::MAX)
+}
+
+/// Bytes in a second, of which there must be some for anything to go on.
+fn rate(text: &str) -> Result<ByteSize, String> {
+    const LEAST: ByteSize = ByteSize::kib(64);
+    let rate: ByteSize = text.parse()?;
+    match rate >= LEAST {
+        true => Ok(rate),
+        false => Err(format!("{rate} is too little; at least {LEAST}")),
+    }
 }
 
 /// With brackets around an IPv6 address, which Kubernetes gives pods without.

@@ -29,11 +29,11 @@ END_OF_TOPIC
   k wait --for=condition=Ready --timeout=2m "topic.millrace.dev/$1" >/dev/null
 }
 
-# Restarts the brokers, one after another, and returns when they are.
+# restart_brokers [IMAGE]: restarts the brokers, one after another, with that image if one is given, and returns when they are.
 restart_brokers() {
-  local mark begun=$SECONDS
+  local mark begun=$SECONDS image=${1:+\"image\":\"$1\",}
   mark=$(date +%s%N)
-  k patch cluster.millrace.dev/main --type merge -p '{"spec":{"template":{"metadata":{"annotations":{"restarted":"'"$mark"'"}}}}}' >/dev/null
+  k patch cluster.millrace.dev/main --type merge -p '{"spec":{'"$image"'"template":{"metadata":{"annotations":{"restarted":"'"$mark"'"}}}}}' >/dev/null
   until [[ $(k get pods -o jsonpath='{range .items[?(@.metadata.annotations.restarted=="'"$mark"'")]}x{end}') == xxx ]]; do
     ((SECONDS - begun < 100)) || {
       echo "the brokers were not all restarted in 100 s:" >&2

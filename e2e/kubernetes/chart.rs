@@ -116,9 +116,9 @@ pub(crate) async fn listed_namespaces_have_roles_and_no_others(objects: &Objects
             .collect::<Vec<_>>()
     };
     let own = || (objects.namespace.clone(), 2);
-    assert_eq!(rules("[]", "ClusterRole"), [(String::new(), 14)]);
+    assert_eq!(rules("[]", "ClusterRole"), [(String::new(), 15)]);
     assert_eq!(rules("[]", "Role"), [own()]);
-    assert_eq!(rules(r#"["a","b"]"#, "ClusterRole"), [(String::new(), 2)]);
+    assert_eq!(rules(r#"["a","b"]"#, "ClusterRole"), [(String::new(), 3)]);
     let listed = [("a".to_owned(), 12), ("b".to_owned(), 12), own()];
     assert_eq!(rules(r#"["a","b"]"#, "Role"), listed);
 }

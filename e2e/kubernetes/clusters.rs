@@ -25,6 +25,7 @@ pub(crate) async fn good_ones_are_accepted(objects: &Objects<'_>) {
         "config: {blockCache: 1GiB, maxRequest: 8MiB, requestMemory: 32MiB, drain: 10s, log: {level: 'info,millrace_broker=debug'}}",
         "config: {maxRequest: 65536}",
         "config: {replicaLag: 1m30s}",
+        "config: {catchUpRate: 50MiB}",
         "lease: {durationSeconds: 10, renewSeconds: 5}",
         "rebalance: {mode: Manual, concurrency: 5}",
         "hibernated: true",
@@ -125,6 +126,10 @@ pub(crate) async fn bad_ones_are_refused_with_a_sentence(objects: &Objects<'_>) 
         (
             "config: {drain: soon}",
             "spec.config.drain in body should match",
+        ),
+        (
+            "config: {catchUpRate: 1Ki}",
+            "catchUpRate must be from 64Ki to 1Ti bytes",
         ),
         (
             "config: {replicaLag: 1s}",

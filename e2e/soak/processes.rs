@@ -220,6 +220,10 @@ impl Target for Processes {
 
     async fn end(&mut self) -> Result<Option<Vec<(i32, PathBuf)>>> {
         if self.other.is_some() {
+            ensure!(
+                self.changes > 0,
+                "no broker went from one version to the other: take longer, another seed, or --faults kill,restart,wipe"
+            );
             println!(
                 "brokers went {} times from one version to the other",
                 self.changes

@@ -26,6 +26,7 @@ use uuid::Uuid;
 
 use crate::alive::Alive;
 use crate::cache::Cache;
+use crate::cluster::GoneSince;
 use crate::figures::{Figures, Volumes};
 use crate::index::{ClusterId, Partitions, Records, Sessions};
 use crate::queue::Queue;
@@ -58,6 +59,7 @@ pub(crate) struct View {
     pub(crate) alive: Mutex<HashMap<ClusterId, Alive>>,
     /// The uids of Topics that asked for their records to be deleted, and were gone before the finalizer that sees to it could be put on them.
     pub(crate) unwanted: Mutex<HashSet<String>>,
+    pub(crate) gone_since: Mutex<GoneSince>,
     pub(crate) cluster_queue: Arc<Queue<Cluster>>,
     pub(crate) topic_queue: Arc<Queue<Topic>>,
 }
@@ -87,6 +89,7 @@ impl View {
             volumes: Mutex::default(),
             alive: Mutex::default(),
             unwanted: Mutex::default(),
+            gone_since: Mutex::default(),
             cluster_queue: Queue::new(),
             topic_queue: Queue::new(),
         })

@@ -182,6 +182,18 @@ fn isr_after(
     kept
 }
 
+/// Whether the partition would have fewer replicas in sync than `acks=all` needs without this one. Those that are gone do not count.
+pub(super) fn needs(
+    assignment: &PartitionAssignment,
+    own: Replica,
+    min_in_sync: usize,
+    gone: impl Fn(i32) -> bool,
+) -> bool {
+    let isr = assignment.isr.iter();
+    let in_sync = isr.filter(|replica| **replica == own || !gone(replica.id));
+    assignment.isr.contains(&own) && assignment.spares_none(in_sync.count(), min_in_sync)
+}
+
 /// The state in which a broker that has deleted its data of a deleted topic no longer is a replica.
 pub(super) fn leave(lease: &PartitionLease, broker: i32) -> Option<PartitionLease> {
     let mut assignment = lease.assignment.clone();
@@ -586,6 +598,30 @@ mod tests {
             assert_eq!(next.assignment.isr, led.assignment.isr);
             assert_eq!(next.held.epoch, 3);
             assert_eq!(elect(&next, rules, &alive, CONTROLLER_EPOCH), None);
+        }
+    }
+
+    #[test]
+    fn who_can_not_be_spared_is_in_sync_with_no_more_than_are_needed() {
+        for (isr, gone, min_in_sync, expected) in [
+            (&[(0, 10), (1, 11), (2, 12)][..], &[][..], 2, false),
+            (&[(0, 10), (1, 11), (2, 12)], &[2], 2, true),
+            (&[(0, 10), (1, 11)], &[], 2, true),
+            (&[(0, 10), (1, 11)], &[], 1, false),
+            (&[(0, 10)], &[], 1, true),
+            (&[(1, 11)], &[], 1, false),
+            // With another volume than now.
+            (&[(0, 99)], &[], 1, false),
+            // All are needed: no restart can spare one.
+            (&[(0, 10), (1, 11), (2, 12)], &[], 3, false),
+        ] {
+            let own = Replica {
+                id: 0,
+                store: store(10),
+            };
+            let assignment = lease(isr, None, 1).assignment;
+            let found = needs(&assignment, own, min_in_sync, |id| gone.contains(&id));
+            assert_eq!(found, expected, "{isr:?} {gone:?} {min_in_sync}");
         }
     }
 

@@ -26,7 +26,7 @@ use super::{
     api::{ApiError, ClusterApi, ConnectError, connect},
     context::Context,
     coordinator::{Coordinator, Timing, Topics},
-    election::leave,
+    election::{leave, needs},
     isr::IsrChanges,
     membership::{self, Renewal, SessionLost},
     replicas::{Replicas, Wanted},
@@ -297,11 +297,10 @@ impl RestartGate {
     pub fn held_by(&self) -> Vec<String> {
         let context = &self.0;
         let own = context.me.replica();
-        let lives = |replica: &&Replica| **replica == own || !context.peers.get(replica.id).gone;
-        context.topics.named(|assignment, min_in_sync| {
-            let in_sync = assignment.isr.iter().filter(lives).count();
-            assignment.isr.contains(&own) && assignment.spares_none(in_sync, min_in_sync)
-        })
+        let gone = |id: i32| context.peers.get(id).gone;
+        context
+            .topics
+            .named(|assignment, min_in_sync| needs(assignment, own, min_in_sync, gone))
     }
 }
 

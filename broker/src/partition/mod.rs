@@ -283,6 +283,12 @@ impl HostedReplica {
         waiting.await.unwrap_or(Err(StorageError::NotLed))
     }
 
+    /// Whether this broker leads, with that replica in the ISR.
+    pub fn is_in_isr(&self, replica: Replica) -> bool {
+        let state = self.state.lock();
+        matches!(&state.role, Role::Leader(leader) if leader.is_in_isr(replica))
+    }
+
     /// Whether `acks=all` may be asked for.
     pub fn check_in_sync(&self) -> Result<(), NotEnoughReplicas> {
         let in_sync = self.in_sync.load(Ordering::Acquire);

@@ -232,6 +232,11 @@ impl Leader {
             .count()
     }
 
+    /// Whether that replica is one of the ISR.
+    pub fn is_in_isr(&self, replica: Replica) -> bool {
+        self.lease.assignment.isr.contains(&replica)
+    }
+
     /// What to do about the ISR, if anything.
     pub fn isr_step(&mut self, now: Instant, peers: impl Fn(i32) -> Peer) -> Option<IsrStep> {
         match &self.pending {

@@ -1,4 +1,4 @@
-//! Keeps what leaves a broker below a rate: whoever sends waits for their turn, and says afterwards what they sent.
+//! Keeps what leaves a broker below a rate, on average: whoever sends waits for their turn, and says afterwards what they sent.
 
 use std::time::{Duration, Instant};
 
@@ -38,11 +38,11 @@ impl Pace {
     }
 
     fn sent_at(&self, bytes: usize, now: Instant) {
-        if let Some(rate) = self.bytes_per_second {
+        if let Some(rate) = self.bytes_per_second.filter(|rate| *rate > 0) {
             let mut free_at = self.free_at.lock();
             // What was not used of the time before does not count.
             let begins = free_at.map_or(now, |at| at.max(now));
-            let takes = Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64);
+            let takes = Duration::from_secs_f64(bytes as f64 / rate as f64);
             *free_at = Some(begins + takes);
         }
     }

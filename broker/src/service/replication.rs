@@ -350,7 +350,7 @@ impl Session {
         ReplicateResponse { partitions }
     }
 
-    /// Reads for one partition at a time, so that those who are behind share the disk, and below the rate for all of them.
+    /// Reads for one partition at a time, so that those who are behind share the disk; those that are not in sync, below the rate for all of them.
     fn start_reading(&mut self) {
         if self.reading.is_some() || self.unacknowledged >= WINDOW_BYTES {
             return;
@@ -363,16 +363,21 @@ impl Session {
         };
         let (broker, log) = (self.broker.clone(), sending.replica.log().clone());
         let next = sending.next;
+        // `acks=all` waits for who is in sync.
+        let is_paced = !sending.replica.is_in_isr(self.follower);
         let read = async move {
-            broker.catch_up.turn().await;
+            if is_paced {
+                broker.catch_up.turn().await;
+            }
             let store = broker.store.clone();
             let read = move || store.read_disk(&log, next, MESSAGE_BYTES, true, UpTo::LogEnd);
             let done = tokio::task::spawn_blocking(read).await;
             let failed = |error| Err(StorageError::Rocks(format!("a read failed: {error}")));
             let read = done.unwrap_or_else(failed);
-            broker
-                .catch_up
-                .sent(read.as_ref().map_or(0, |read| read.bytes));
+            if is_paced {
+                let bytes = read.as_ref().map_or(0, |read| read.bytes);
+                broker.catch_up.sent(bytes);
+            }
             (handle, read)
         };
         self.reading = Some(read.boxed());
@@ -382,6 +387,13 @@ impl Session {
         let Some(sending) = self.partitions.get_mut(&handle) else {
             return;
         };
+        // It may have taken a while: what a later leader wrote must not go to who follows this one.
+        let leads = sending.replica.log().leader_epoch();
+        if leads != Some(sending.epoch) {
+            self.notes.push(not_leading(handle, leads));
+            self.forget(handle);
+            return;
+        }
         match read {
             Ok(read) => {
                 self.unacknowledged += read.bytes;

@@ -1003,18 +1003,18 @@ impl Writer {
         offset: i64,
     ) -> Result<(), StorageError> {
         self.truncate(log, epoch, log.log_start())?;
+        let slot = self
+            .slots
+            .entry(log.id)
+            .or_insert_with(|| Slot::new(log.clone(), log.log_end(), 0));
+        slot.stored = Stored::default();
         let mut batch = WriteBatch::default();
         batch.put(keys::log_start(log.id), offset.to_be_bytes());
         batch.put(keys::high_watermark(log.id), offset.to_be_bytes());
         batch.put(keys::epochs(log.id), []);
         batch.put(keys::ended(log.id), []);
         self.db.write_meta_durably(batch)?;
-        let slot = self
-            .slots
-            .entry(log.id)
-            .or_insert_with(|| Slot::new(log.clone(), offset, 0));
         slot.next_offset = offset;
-        slot.stored = Stored::default();
         self.db.set_log_start(log.id, offset);
         log.begin_at(offset);
         Ok(())

@@ -90,8 +90,8 @@ pub struct BrokerConfig {
     #[x_kube(validation = time_between("replicaLag", "2s", "1h"))]
     pub replica_lag: Option<String>,
 
-    /// What a broker sends at most, in a second, to replicas that are behind, such as `50MiB`: those that move to another broker, and those that come back. As much
-    /// as it can if absent; what is new goes before it anyhow.
+    /// What a broker sends at most in a second, on average, to replicas that are not in sync, such as `50MiB`: those that move to another broker, and those that come
+    /// back. They never are in sync if more than that is written. As much as it can if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = size_between("catchUpRate", "64Ki", "1Ti"))]
     pub catch_up_rate: Option<ByteQuantity>,

@@ -89,22 +89,27 @@ impl<'a> Installed<'a> {
         (this, took)
     }
 
-    /// Brings the image of the release before this one to the nodes, if `e2e/previous` has built its programs. Its name.
+    /// Brings the image of the release before this one to the nodes, if `e2e/previous` has built its programs. The image's name.
     ///
     /// # Panics
     /// If it can't be built or loaded.
     pub fn provide_previous(&self) -> Option<String> {
         let folder = repository().join("target/previous");
-        if !folder.join("built").is_file() {
+        // Of another one, perhaps, than the script is about.
+        let built = std::fs::read_to_string(folder.join("built")).ok()?;
+        let script = std::fs::read_to_string(repository().join("e2e/previous")).ok()?;
+        if !script.contains(built.trim()) {
             return None;
         }
+        let images = folder.join("images");
         let mut build = Command::new(repository().join("charts/images/build"));
         build.arg("broker");
         build.env("CARGO_TARGET_DIR", &folder);
+        build.env("MILLRACE_IMAGE_ARCHIVES", &images);
         build.env("MILLRACE_IMAGE_REGISTRY", "localhost");
         build.env("MILLRACE_IMAGE_TAG", "previous");
         run(&mut build, None, BUILT_WITHIN).success();
-        let archive = folder.join("images/millrace-broker.tar");
+        let archive = images.join("millrace-broker.tar");
         launcher(["load", &archive.display().to_string()]).success();
         Some("localhost/millrace-broker:previous".to_owned())
     }

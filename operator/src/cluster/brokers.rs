@@ -39,7 +39,7 @@ impl Brokers {
     }
 
     /// The broker of a pod; none if the id that it would propose is another pod's.
-    pub(super) fn id(&self, ordinal: i32) -> Option<i32> {
+    fn id(&self, ordinal: i32) -> Option<i32> {
         let pod = self.pod_name(ordinal);
         let mine = self.sessions.iter().filter(|(_, b)| b.session.pod == pod);
         // A volume that was replaced leaves the session of the broker that was on it.
@@ -48,6 +48,14 @@ impl Brokers {
             Some((id, _)) => Some(*id),
             None => (!self.sessions.contains_key(&ordinal)).then_some(ordinal),
         }
+    }
+
+    /// The broker of a pod, if one session and no other tells.
+    pub(super) fn known_id(&self, ordinal: i32) -> Option<i32> {
+        let pod = self.pod_name(ordinal);
+        let mut mine = self.sessions.iter().filter(|(_, b)| b.session.pod == pod);
+        let (id, _) = mine.next()?;
+        mine.next().is_none().then_some(*id)
     }
 
     /// The pod of a broker, by its ordinal.

@@ -14,6 +14,7 @@ mod support;
 mod sweep;
 
 pub(crate) use brokers::Brokers;
+pub(crate) use stranded::GoneSince;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;

@@ -99,7 +99,7 @@ impl Moves {
         });
         let proposal = match under_way.and_then(|before| before.proposal.clone()) {
             Some(proposal) => Some(proposal),
-            None => (!plan.balancing.is_empty()).then(|| id_of(&plan)),
+            None => (!plan.balancing.is_empty()).then(|| id_of(&plan, partitions)),
         };
         let approved = match cluster.spec.rebalance.mode {
             RebalanceMode::Auto => true,
@@ -202,13 +202,20 @@ fn partition(factor: usize, assignment: &PartitionAssignment, bytes: Option<u64>
     }
 }
 
-/// What a person approves. Which partitions even bytes out best changes while they are written to: there it is between which brokers.
-fn id_of(plan: &Plan) -> String {
+/// What a person approves. Which partitions even bytes out best changes while they are written to: there it is between which brokers, as long as these hold
+/// what they do.
+fn id_of(plan: &Plan, partitions: &[Partition]) -> String {
     let moves = plan.balancing.iter();
     if plan.by_bytes {
         let gaining =
             moves.flat_map(|step| step.replicas.iter().filter(|id| !step.from.contains(id)));
-        return hash::of(&json!({"byBytes": gaining.collect::<BTreeSet<_>>()}));
+        let brokers: BTreeSet<i32> = gaining.copied().collect();
+        let is_there = |id: &i32| brokers.contains(id);
+        let held = partitions
+            .iter()
+            .filter(|p| p.replicas.iter().any(is_there));
+        let held: Vec<_> = held.map(|p| json!([p.key, p.replicas])).collect();
+        return hash::of(&json!([brokers, held]));
     }
     let each = moves.map(|step| json!([step.key, step.replicas]));
     hash::of(&each.collect())
