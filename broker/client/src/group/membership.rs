@@ -6,7 +6,10 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicI32, Ordering},
+    },
     time::Duration,
 };
 
@@ -139,7 +142,7 @@ pub(crate) fn begin(coordinator: GroupCoordinator, settings: GroupSettings) -> H
         coordinator,
         settings,
         member_id: new_member_id(),
-        epoch: 0,
+        epoch: Arc::default(),
         owned: Owned::new(),
         commits: VecDeque::new(),
         events: events_in,
@@ -161,7 +164,8 @@ struct Member {
     coordinator: GroupCoordinator,
     settings: GroupSettings,
     member_id: String,
-    epoch: i32,
+    /// Of the newest assignment that the consumer was given. It may commit what it read of that before this task hears that it has taken it.
+    epoch: Arc<AtomicI32>,
     owned: Owned,
     /// One after the other, so that none undoes a later one. The first stays here until it is answered, in this stream or another.
     commits: VecDeque<(Vec<Commit>, Option<Reply>)>,
@@ -192,7 +196,6 @@ enum Done {
 
 struct TakenUp {
     version: u64,
-    epoch: i32,
     owned: Owned,
 }
 
@@ -315,8 +318,7 @@ impl Member {
                     }
                     Done::TakenUp(taken) => {
                         taking_up = false;
-                        let TakenUp { version, epoch, owned } = (*taken)?;
-                        self.epoch = epoch;
+                        let TakenUp { version, owned } = (*taken)?;
                         self.owned = owned;
                         if outgoing.send(message(Message::AppliedVersion(version))).await.is_err() {
                             let message = format!("broker {address} closed the member's stream");
@@ -350,7 +352,7 @@ impl Member {
                             None => Ok(Committer {
                                 group: self.settings.group.clone(),
                                 member_id: self.member_id.clone(),
-                                epoch: self.epoch,
+                                epoch: self.epoch(),
                             }),
                             Some(_) => Err(Error::new(
                                 ErrorKind::InvalidRequest,
@@ -368,13 +370,13 @@ impl Member {
                                 }
                             }
                             while let Some((offsets, _)) = self.commits.front() {
-                                let result = commit(&self.coordinator, &self.member_id, self.epoch, offsets.clone()).await;
+                                let result = commit(&self.coordinator, &self.member_id, self.epoch(), offsets.clone()).await;
                                 self.committed(result);
                             }
                             let read = read(self.owned.values());
                             let mut committed = Ok(());
                             if self.settings.auto_commit.is_some() && !read.is_empty() {
-                                committed = commit(&self.coordinator, &self.member_id, self.epoch, read).await;
+                                committed = commit(&self.coordinator, &self.member_id, self.epoch(), read).await;
                             }
                             let _ = outgoing.send(message(Message::Leave(v1::MemberLeave {}))).await;
                             // It ends the stream once it has heard that.
@@ -389,6 +391,10 @@ impl Member {
                 },
             }
         }
+    }
+
+    fn epoch(&self) -> i32 {
+        self.epoch.load(Ordering::Acquire)
     }
 
     fn hello(&self) -> MemberHello {
@@ -429,7 +435,8 @@ impl Member {
     fn take_up(&self, assignment: v1::Assignment) -> BoxFuture<'static, Done> {
         let coordinator = self.coordinator.clone();
         let settings = self.settings.clone();
-        let (member_id, epoch) = (self.member_id.clone(), self.epoch);
+        let (member_id, before_epoch) = (self.member_id.clone(), self.epoch());
+        let epoch = self.epoch.clone();
         let (before, events) = (self.owned.clone(), self.events.clone());
         let taken = async move {
             let wanted = flat(&assignment.partitions);
@@ -457,6 +464,7 @@ impl Member {
                 owned.insert(key, assigned);
             }
             let (done, taken) = oneshot::channel();
+            epoch.store(assignment.epoch, Ordering::Release);
             let _ = events.send(Event::Assigned { partitions, done });
             // It drops the sender only when it is gone.
             let _ = taken.await;
@@ -464,13 +472,12 @@ impl Member {
             let read = read(gone.map(|(_, assigned)| assigned));
             if settings.auto_commit.is_some()
                 && !read.is_empty()
-                && let Err(error) = commit(&coordinator, &member_id, epoch, read).await
+                && let Err(error) = commit(&coordinator, &member_id, before_epoch, read).await
             {
                 tracing::warn!(%error, "what was read of partitions that go to another member is not committed: it is read again");
             }
             Ok(TakenUp {
                 version: assignment.version,
-                epoch: assignment.epoch,
                 owned,
             })
         };
@@ -479,7 +486,7 @@ impl Member {
 
     fn commit(&self, offsets: Vec<Commit>) -> BoxFuture<'static, Done> {
         let coordinator = self.coordinator.clone();
-        let (member_id, epoch) = (self.member_id.clone(), self.epoch);
+        let (member_id, epoch) = (self.member_id.clone(), self.epoch());
         let result = async move { commit(&coordinator, &member_id, epoch, offsets).await };
         result.map(Done::Committed).boxed()
     }
