@@ -2,7 +2,7 @@
 # What an app notices while brokers and partitions come and go: the latency of each of its records meanwhile, the longest among them.
 #
 # A producer in a pod of its own (acks=all, idempotent, three replicas of which two must be in sync) goes on while a Cluster grows from three to five
-# brokers and its partitions are spread over them, a topic grows from 12 to 64 partitions, and the last two brokers go again. It fails if a record does.
+# brokers and its partitions are spread over them, a topic grows from 4 to 64 partitions, and the last two brokers go again. It fails if a record does.
 #
 # Needs KUBECONFIG and kubectl (`eval "$(e2e/cluster/run env)"`), and an installed operator whose images the nodes have.
 #
@@ -30,14 +30,14 @@ settled() {
   echo "$2: $((SECONDS - begun - 3)) s"
 }
 
-make_cluster 2Gi events 12
+make_cluster 2Gi events 4
 start_app "$rate" 90s
 sleep 5
 k scale cluster.millrace.dev/main --replicas 5 >/dev/null
 settled 5 "from three to five brokers, and partitions spread over them"
 k patch topic.millrace.dev/events --type merge -p '{"spec":{"partitions":64}}' >/dev/null
 k wait --for=jsonpath='{.status.partitions}'=64 --timeout=1m topic.millrace.dev/events >/dev/null
-settled 5 "from 12 to 64 partitions"
+settled 5 "from 4 to 64 partitions"
 k scale cluster.millrace.dev/main --replicas 3 >/dev/null
 settled 3 "back to three brokers"
 finish_app
