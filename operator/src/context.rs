@@ -1,12 +1,13 @@
 //! What a reconcile needs besides its object.
 
+use std::fmt::Debug;
 use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::NamespaceResourceScope;
 use kube::runtime::events::{Event, EventType, Recorder};
 use kube::{Api, Client, Resource, ResourceExt};
@@ -15,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::sync::Mutex;
 use tracing::warn;
 
-use crate::error::{Doing, Error};
+use crate::error::{Doing, Error, conflict, not_found};
 use crate::news::{News, news};
 use crate::observe::{Kind, Metrics};
 use crate::view::View;
@@ -24,6 +25,20 @@ use crate::view::View;
 pub(crate) const MANAGER: &str = "millrace-operator";
 /// Leases of one topic that are made or deleted at a time.
 const IN_FLIGHT: usize = 16;
+
+/// An object of a kind that has namespaces.
+pub(crate) trait Namespaced:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug
+{
+}
+
+impl<K> Namespaced for K where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + DeserializeOwned
+        + Debug
+{
+}
 
 /// See the module.
 pub(crate) struct Context {
@@ -94,10 +109,7 @@ impl Context {
     /// Writes a status: all of it, and nothing else.
     pub(crate) async fn write_status<K>(&self, object: &K, status: Value) -> Result<(), Error>
     where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-            + Clone
-            + DeserializeOwned
-            + std::fmt::Debug,
+        K: Namespaced,
     {
         let name = object.name_any();
         let api: Api<K> = self.api(&object.namespace().unwrap_or_default());
@@ -114,6 +126,23 @@ impl Context {
         Ok(())
     }
 
+    /// Deletes this object, not its successor. Whether it was there.
+    pub(crate) async fn delete<K: Namespaced>(&self, object: &K) -> Result<bool, Error> {
+        let name = object.name_any();
+        let params = DeleteParams::default().preconditions(Preconditions {
+            uid: object.uid(),
+            resource_version: None,
+        });
+        let api: Api<K> = self.api(&object.namespace().unwrap_or_default());
+        match api.delete(&name, &params).await {
+            Err(error) if not_found(&error) || conflict(&error) => Ok(false),
+            answer => {
+                answer.doing(|| format!("delete {} {name}", K::kind(&())))?;
+                Ok(true)
+            }
+        }
+    }
+
     /// Puts a finalizer on an object, or takes it off: only if the object is as it was seen.
     pub(crate) async fn set_finalizer<K>(
         &self,
@@ -122,10 +151,7 @@ impl Context {
         wanted: bool,
     ) -> Result<(), Error>
     where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-            + Clone
-            + DeserializeOwned
-            + std::fmt::Debug,
+        K: Namespaced,
     {
         let mut finalizers = object.finalizers().to_vec();
         if finalizers.iter().any(|held| held == finalizer) == wanted {
@@ -146,7 +172,7 @@ impl Context {
             ..PatchParams::default()
         };
         match api.patch(&name, &params, &Patch::Merge(&patch)).await {
-            Err(error) if !wanted && crate::error::not_found(&error) => Ok(()),
+            Err(error) if !wanted && not_found(&error) => Ok(()),
             answer => answer
                 .map(drop)
                 .doing(|| format!("change the finalizers of {} {name}", K::kind(&()))),

@@ -21,12 +21,12 @@ use kube::{Api, Client, Resource, ResourceExt};
 use millrace_crds::coordination::{CLUSTER_LABEL, ROLE_LABEL, Role};
 use millrace_crds::{Cluster, DeletionPolicy, Topic, is_internal_topic};
 use parking_lot::Mutex;
-use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
 use crate::alive::Alive;
 use crate::cache::Cache;
 use crate::cluster::GoneSince;
+use crate::context::Namespaced;
 use crate::figures::{Figures, Volumes};
 use crate::index::{ClusterId, Partitions, Records, Sessions};
 use crate::queue::Queue;
@@ -277,13 +277,7 @@ impl Follow<'_> {
     /// Objects that belong to a Cluster: whatever becomes of one, the Cluster is looked at again.
     fn owned<K>(&mut self, cache: &Arc<Cache<K>>)
     where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-            + Clone
-            + std::fmt::Debug
-            + DeserializeOwned
-            + Send
-            + Sync
-            + 'static,
+        K: Namespaced + Send + Sync + 'static,
     {
         let view = self.view.clone();
         let sink = cache.telling(move |before, after| {

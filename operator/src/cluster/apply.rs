@@ -2,15 +2,13 @@
 
 use std::sync::Arc;
 
+use kube::Api;
 use kube::api::{Patch, PatchParams};
-use kube::core::NamespaceResourceScope;
-use kube::{Api, Resource};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::cache::Cache;
-use crate::context::{Context, MANAGER};
+use crate::context::{Context, MANAGER, Namespaced};
 use crate::error::{Doing, Error};
 
 /// What was done.
@@ -30,14 +28,7 @@ pub(super) async fn apply<K>(
     desired: &Value,
 ) -> Result<Applied, Error>
 where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-        + Clone
-        + Serialize
-        + DeserializeOwned
-        + std::fmt::Debug
-        + Send
-        + Sync
-        + 'static,
+    K: Namespaced + Serialize + Send + Sync + 'static,
 {
     let text = |field: &str| desired["metadata"][field].as_str().unwrap_or_default();
     let (namespace, name) = (text("namespace"), text("name"));

@@ -38,13 +38,18 @@ impl Brokers {
         number.strip_prefix('-')?.parse().ok()
     }
 
+    /// The sessions that name the pod.
+    fn sessions_of(&self, ordinal: i32) -> impl Iterator<Item = (&i32, &Broker)> {
+        let pod = self.pod_name(ordinal);
+        let sessions = self.sessions.iter();
+        sessions.filter(move |(_, broker)| broker.session.pod == pod)
+    }
+
     /// The broker of a pod; none if the id that it would propose is another pod's.
     fn id(&self, ordinal: i32) -> Option<i32> {
-        let pod = self.pod_name(ordinal);
-        let mine = self.sessions.iter().filter(|(_, b)| b.session.pod == pod);
         // A volume that was replaced leaves the session of the broker that was on it.
-        let mine = mine.max_by_key(|(_, broker)| (broker.held, broker.epoch));
-        match mine {
+        let mine = self.sessions_of(ordinal);
+        match mine.max_by_key(|(_, broker)| (broker.held, broker.epoch)) {
             Some((id, _)) => Some(*id),
             None => (!self.sessions.contains_key(&ordinal)).then_some(ordinal),
         }
@@ -52,8 +57,7 @@ impl Brokers {
 
     /// The broker of a pod, if one session and no other tells.
     pub(super) fn known_id(&self, ordinal: i32) -> Option<i32> {
-        let pod = self.pod_name(ordinal);
-        let mut mine = self.sessions.iter().filter(|(_, b)| b.session.pod == pod);
+        let mut mine = self.sessions_of(ordinal);
         let (id, _) = mine.next()?;
         mine.next().is_none().then_some(*id)
     }

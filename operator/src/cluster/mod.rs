@@ -24,15 +24,13 @@ use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use kube::api::{DeleteParams, ListParams, Preconditions};
-use kube::core::NamespaceResourceScope;
+use kube::ResourceExt;
+use kube::api::ListParams;
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
-use kube::{Resource, ResourceExt};
 use millrace_crds::conditions::Reason;
 use millrace_crds::coordination::{PartitionAssignment, TopicState};
 use millrace_crds::{Cluster, is_internal_topic};
-use serde::de::DeserializeOwned;
 use serde_json::json;
 use tracing::info;
 
@@ -43,7 +41,7 @@ use self::restart::{Restart, restart};
 use self::status::{Counts, Found};
 use crate::alive::Alive;
 use crate::context::{Context, now};
-use crate::error::{Doing, Error, conflict, not_found};
+use crate::error::Error;
 use crate::index::ClusterId;
 use crate::observe::Kind;
 use crate::problem::Problem;
@@ -333,7 +331,7 @@ async fn restart_broker(
         return Ok(());
     };
     let name = pod.name_any();
-    if !delete::<Pod>(context, pod).await? {
+    if !context.delete::<Pod>(pod).await? {
         return Ok(());
     }
     info!(pod = name, "restarted for a change of its pod");
@@ -342,29 +340,6 @@ async fn restart_broker(
         .event(cluster, EventType::Normal, "RestartingBroker", note)
         .await;
     Ok(())
-}
-
-/// Deletes this object, not its successor. Whether it was there.
-async fn delete<K>(context: &Context, object: &K) -> Result<bool, Error>
-where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-        + Clone
-        + DeserializeOwned
-        + std::fmt::Debug,
-{
-    let name = object.name_any();
-    let params = DeleteParams::default().preconditions(Preconditions {
-        uid: object.uid(),
-        resource_version: None,
-    });
-    let api = context.api::<K>(&object.namespace().unwrap_or_default());
-    match api.delete(&name, &params).await {
-        Err(error) if not_found(&error) || conflict(&error) => Ok(false),
-        answer => {
-            answer.doing(|| format!("delete {} {name}", K::kind(&())))?;
-            Ok(true)
-        }
-    }
 }
 
 /// Why brokers do not come up.

@@ -4,16 +4,14 @@
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim};
+use kube::ResourceExt;
 use kube::api::{DeleteParams, ListParams};
-use kube::core::NamespaceResourceScope;
 use kube::runtime::events::EventType;
-use kube::{Resource, ResourceExt};
 use millrace_crds::coordination::{CLUSTER_LABEL, Role};
 use millrace_crds::{Cluster, DeletionPolicy};
-use serde::de::DeserializeOwned;
 
 use super::objects::broker_name;
-use crate::context::{Context, each};
+use crate::context::{Context, Namespaced, each};
 use crate::error::{Doing, Error, not_found};
 use crate::index::ClusterId;
 
@@ -84,10 +82,7 @@ async fn delete_all<K>(
     what: &str,
 ) -> Result<usize, Error>
 where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-        + Clone
-        + DeserializeOwned
-        + std::fmt::Debug,
+    K: Namespaced,
 {
     let api = context.api::<K>(namespace);
     let held = api

@@ -17,7 +17,7 @@ use millrace_crds::coordination::{PartitionAssignment, PartitionLease, Role};
 use tracing::warn;
 use uuid::Uuid;
 
-use super::{Seen, delete};
+use super::Seen;
 use crate::alive::Alive;
 use crate::context::Context;
 use crate::error::{Doing, Error};
@@ -86,8 +86,8 @@ pub(super) async fn replace(
             problem = Some(Problem::stalled(Reason::VolumeLost, message));
             continue;
         }
-        delete::<PersistentVolumeClaim>(context, claim).await?;
-        delete::<Pod>(context, pod).await?;
+        context.delete::<PersistentVolumeClaim>(claim).await?;
+        context.delete::<Pod>(pod).await?;
         let note = format!(
             "the volume of {pod_name} {lost}. It gets a new one, and copies from the other brokers, which have all that was on it"
         );
